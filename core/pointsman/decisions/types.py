@@ -1,0 +1,127 @@
+"""What was decided, tried and seen: the three leaf records that everything else is made from.
+
+Headers, spans, log lines, metrics, breakers, scores, training data and the console read these and nothing else. They hold no
+prompt text unless `privacy.capture_prompts` is on.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Attempt", "Decision", "Dropped", "Outcome", "new_decision_id"]
+
+
+def new_decision_id() -> str:
+    """A random identifier, `dec_` and 32 hexadecimal digits."""
+    return f"dec_{uuid.uuid4().hex}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A candidate that was not considered, and why (`tried`, `no_score`, `unhealthy`, ...)."""
+
+    deployment_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One routing decision; the last one of a request is the one its headers tell.
+
+    Attributes:
+        decision_id: see `new_decision_id`.
+        request_id: LiteLLM's call id.
+        trace_id: W3C trace id as 32 hexadecimal digits, or None.
+        key_hash: LiteLLM's hash of the virtual key, or None.
+        team_id: the key's team, or None.
+        user_id: the key's user, or None.
+        group: model group (`model_name`) that the client asked for.
+        strategy: name of the strategy in service, or None when LiteLLM's own choice held.
+        version: version of its bundle.
+        variant: `live`, `shadow` or `canary`.
+        scores: candidate (deployment id) -> score, higher is better.
+        dropped: candidates not considered.
+        order: deployment ids, best first.
+        model: `litellm_params.model` of the first in `order`, or None.
+        policy: how scores became an order, e.g. `argmax`.
+        microseconds: time that the decision took.
+        fallback: why the strategy did not decide (`no_bundle`, `deadline`, `error`, `no_text`, ...), or None.
+        prompt: text, only with `privacy.capture_prompts`.
+        created_at: Unix time in seconds.
+    """
+
+    decision_id: str
+    request_id: str | None
+    group: str
+    strategy: str | None = None
+    version: str | None = None
+    variant: str = "live"
+    scores: Mapping[str, float] = field(default_factory=dict)
+    dropped: tuple[Dropped, ...] = ()
+    order: tuple[str, ...] = ()
+    model: str | None = None
+    policy: str = "argmax"
+    microseconds: int = 0
+    fallback: str | None = None
+    trace_id: str | None = None
+    key_hash: str | None = None
+    team_id: str | None = None
+    user_id: str | None = None
+    prompt: str | None = None
+    created_at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at one deployment.
+
+    Attributes:
+        decision_id: the decision it followed.
+        number: 1 for the first try of the request.
+        deployment_id: LiteLLM's `model_info.id`.
+        model: `litellm_params.model`.
+        outcome: `ok` or `error`.
+        error: class name of the error, or None.
+        status: HTTP status of the error, or None.
+        latency_ms: until the answer (or, streamed, the last chunk), or None when not known.
+        created_at: Unix time in seconds.
+    """
+
+    decision_id: str
+    number: int
+    deployment_id: str
+    model: str | None
+    outcome: str
+    error: str | None = None
+    status: int | None = None
+    latency_ms: float | None = None
+    created_at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the request ended, once per request.
+
+    Attributes:
+        decision_id: the last decision of the request.
+        status: `success` or `failure`.
+        deployment_id: who answered, or None.
+        prompt_tokens, completion_tokens: as LiteLLM counted them.
+        cost: US dollars.
+        latency_ms: whole request.
+        feedback: score in [0, 1] given later, or None.
+        created_at: Unix time in seconds.
+    """
+
+    decision_id: str
+    status: str
+    deployment_id: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    latency_ms: float | None = None
+    feedback: float | None = None
+    created_at: float = field(default_factory=time.time)
