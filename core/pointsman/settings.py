@@ -25,6 +25,7 @@ __all__ = [
     "StrategySettings",
     "default_data_dir",
     "environment",
+    "update_environment",
 ]
 
 ENVIRONMENT_PREFIX = "POINTSMAN__"
@@ -138,3 +139,8 @@ def default_data_dir(env: Mapping[str, str]) -> Path:
     base = env.get("XDG_DATA_HOME") or ""
     root = Path(base) if base.startswith("/") else Path(env.get("HOME") or "~").expanduser() / ".local" / "share"
     return root / "pointsman"
+
+
+def update_environment(values: Mapping[str, str]) -> None:
+    """Set variables of this process; a worker does it once, before LiteLLM reads its configuration."""
+    os.environ.update(values)

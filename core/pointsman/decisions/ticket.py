@@ -1,0 +1,46 @@
+"""The request's own state: one `Ticket` a request, found through a ContextVar.
+
+The outermost ASGI middleware issues it, the routing hook writes the decision into it, the middleware reads it when the answer
+starts. It belongs to one request; the tasks that LiteLLM starts for that request see the same object, one event loop, no lock.
+"""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from pointsman.decisions.types import Decision
+
+__all__ = ["CURRENT", "Ticket", "current_ticket"]
+
+
+@dataclass(slots=True)
+class Ticket:
+    """What is known of the request so far.
+
+    Attributes:
+        decision: the last decision; retries and fallbacks replace it.
+        failed: deployment ids that failed in this request.
+        picked: the id that the last decision put first.
+        attempt: count of attempts that ended, good or bad.
+        retries: LiteLLM's retry and fallback counters at the last decision; when they have grown, that pick has failed.
+        models: deployment id -> `litellm_params.model` of all candidates seen.
+        started: monotonic time in seconds.
+    """
+
+    decision: Decision | None = None
+    failed: set[str] = field(default_factory=set)
+    picked: str | None = None
+    attempt: int = 0
+    retries: tuple[int, int] = (0, 0)
+    models: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+
+CURRENT: ContextVar[Ticket | None] = ContextVar("pointsman_ticket", default=None)
+
+
+def current_ticket() -> Ticket | None:
+    """The ticket of the running request, or None outside of one (background health checks, tests)."""
+    return CURRENT.get()

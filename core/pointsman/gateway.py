@@ -1,0 +1,49 @@
+"""The ASGI application of a worker: LiteLLM's, with our routers inside and our middleware around it. An app is data: lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp
+
+from pointsman.http.drain import InFlight
+from pointsman.http.tickets import Tickets
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from pointsman.runtime import Runtime
+
+__all__ = ["MIDDLEWARE", "ROUTERS", "build_app"]
+
+
+def _admin(runtime: Runtime) -> APIRouter:
+    from pointsman.http.admin import admin_router
+
+    return admin_router(runtime)
+
+
+ROUTERS: Sequence[Callable[[Runtime], APIRouter]] = (_admin,)
+"""Makers of routers, included in this order."""
+
+MIDDLEWARE: Sequence[Callable[[ASGIApp], ASGIApp]] = (Tickets,)
+"""Pure ASGI middleware, innermost first; `InFlight` goes around them all."""
+
+
+def build_app(runtime: Runtime) -> InFlight:
+    """LiteLLM's application with everything of ours; call it once a process, before the server starts.
+
+    Importing LiteLLM's application reads no configuration; its lifespan does, from `CONFIG_FILE_PATH`.
+    """
+    from litellm.proxy.proxy_server import app
+
+    from pointsman.http.admin import install_error_handler
+
+    install_error_handler(app)
+    for make_router in ROUTERS:
+        app.include_router(make_router(runtime))
+    wrapped: ASGIApp = app
+    for wrap in MIDDLEWARE:
+        wrapped = wrap(wrapped)
+    return InFlight(wrapped)

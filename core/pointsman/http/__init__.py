@@ -1,0 +1,1 @@
+"""What stands around LiteLLM's ASGI application: middleware, our own endpoints, and a server that drains."""

@@ -1,0 +1,168 @@
+"""Shutting down without surprising a client: not ready first, then no new connections, then a limit for those in flight.
+
+`InFlight` is the middleware that knows every request in flight, answers readiness with 503 while draining, and can cut what
+outlives the grace period with a proper last event. `DrainingServer` is uvicorn's server with that order of steps.
+Both belong to one event loop; nothing here is shared between workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import orjson
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pointsman.errors import ProcessError, RoutingError
+
+__all__ = ["DrainingServer", "InFlight"]
+
+logger = logging.getLogger("pointsman.drain")
+
+READINESS_PATHS = frozenset({"/health/readiness", "/health/readiness/"})
+
+
+class _Request:
+    """One request in flight and what of its answer is already out."""
+
+    def __init__(self, send: Send, task: asyncio.Task[Any] | None) -> None:
+        self._send = send
+        self._task = task
+        self._started = False
+        self._stream = False
+        self._finished = False
+        self.cut_done = False
+
+    async def send(self, message: Message) -> None:
+        if self.cut_done:
+            return  # what the application still says after the cut is nobody's business
+        if message["type"] == "http.response.start":
+            self._started = True
+            headers = dict(message.get("headers", ()))
+            self._stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._finished = True
+        await self._send(message)
+
+    async def cut(self) -> None:
+        """End the answer: an error event in a stream, a 503 where nothing was said yet, else a closed connection."""
+        if self.cut_done or self._finished:
+            return
+        self.cut_done = True
+        error = RoutingError(
+            "the gateway is shutting down and the grace period is over", code="E4701", mend="send the request again"
+        )
+        body = orjson.dumps({"type": "error", **error.as_json()})
+        try:
+            if not self._started:
+                headers = [(b"content-type", b"application/json"), (b"connection", b"close"), (b"retry-after", b"1")]
+                await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
+                await self._send({"type": "http.response.body", "body": body})
+            elif self._stream:
+                # `error` inside `data` is what the OpenAI SDK raises on; `event: error` is Anthropic's form.
+                event = b"event: error\ndata: " + body + b"\n\n"
+                await self._send({"type": "http.response.body", "body": event, "more_body": False})
+        finally:
+            if self._task is not None:
+                self._task.cancel("cut at the end of the grace period")
+
+
+class InFlight:
+    """ASGI middleware: counts requests in flight and cuts them on demand."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._requests: set[_Request] = set()
+        self.draining = False
+
+    @property
+    def count(self) -> int:
+        """Requests in flight now."""
+        return len(self._requests)
+
+    async def cut(self) -> int:
+        """Cut everything in flight; returns how many requests that were."""
+        requests = list(self._requests)
+        await asyncio.gather(*(request.cut() for request in requests), return_exceptions=True)
+        return len(requests)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self.draining and scope["path"] in READINESS_PATHS:
+            await _not_ready(send)
+            return
+        task = asyncio.current_task()
+        request = _Request(send, task)
+        self._requests.add(request)
+        try:
+            await self._app(scope, receive, request.send)
+        except asyncio.CancelledError:
+            if not request.cut_done:
+                raise
+            if task is not None:
+                task.uncancel()  # the cancellation was ours and has done its work
+        finally:
+            self._requests.discard(request)
+
+
+async def _not_ready(send: Send) -> None:
+    error = ProcessError("the gateway is shutting down", code="E4605", mend="use another instance")
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": orjson.dumps(error.as_json())})
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, whose signals start a drain instead of an exit.
+
+    Args:
+        config: uvicorn's configuration; its graceful time-out must be longer than `grace`.
+        in_flight: the outermost middleware.
+        not_ready: seconds in which readiness says 503 while connections are still accepted.
+        grace: seconds in which requests in flight may finish.
+        on_started: called once when connections are accepted.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, in_flight: InFlight, *, not_ready: float, grace: float, on_started: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._in_flight = in_flight
+        self._not_ready = not_ready
+        self._grace = grace
+        self._on_started = on_started
+        self._drain: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._on_started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Start to drain. Not the base class's: that one raises the signal again at the end and exits with 128 + n."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.drain)
+        else:
+            self.should_exit = True
+
+    def drain(self) -> None:
+        """Begin the drain; a second call changes nothing."""
+        if self._drain is None and self._loop is not None:
+            self._drain = self._loop.create_task(self._run_drain())
+
+    async def _run_drain(self) -> None:
+        self._in_flight.draining = True
+        await asyncio.sleep(self._not_ready)
+        self.should_exit = True
+        await asyncio.sleep(self._grace)
+        cut = await self._in_flight.cut()
+        if cut:
+            logger.warning("cut %d request(s) at the end of the grace period of %g s", cut, self._grace)

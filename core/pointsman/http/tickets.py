@@ -1,0 +1,69 @@
+"""The outermost middleware: issues the request's `Ticket` and tells the decision in the answer's headers.
+
+Headers: `x-pointsman-decision-id`, `-strategy`, `-version`, `-model`, `-fallback`. A request that was refused before routing
+(401, unknown model) has no decision and so none of them.
+"""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pointsman.decisions.ticket import CURRENT, Ticket
+
+__all__ = ["HEADERS", "Tickets"]
+
+HEADERS: dict[str, str] = {
+    "x-pointsman-decision-id": "Id of the routing decision; the key to decision records and feedback.",
+    "x-pointsman-strategy": "Strategy that decided, or `litellm` when LiteLLM's own choice held.",
+    "x-pointsman-version": "Version of the strategy's bundle.",
+    "x-pointsman-model": "`litellm_params.model` of the deployment that answers (of the pick, where nobody answered).",
+    "x-pointsman-fallback": "Why a configured strategy did not decide: `no_bundle`, `deadline`, `no_text`, ...",
+}
+LITELLM = "litellm"
+
+
+def _value(text: str) -> bytes:
+    """Header bytes; names from YAML may hold anything, so what is not printable ASCII is replaced."""
+    return "".join(char if " " <= char <= "~" else "?" for char in text).encode("ascii")
+
+
+def _headers(ticket: Ticket, served_by: str | None) -> list[tuple[bytes, bytes]]:
+    decision = ticket.decision
+    if decision is None:
+        return []
+    # LiteLLM's own header is the truth about who answered; the pick may have been widened or have failed since.
+    model = ticket.models.get(served_by or "", decision.model)
+    values = {
+        "x-pointsman-decision-id": decision.decision_id,
+        "x-pointsman-strategy": decision.strategy or LITELLM,
+        "x-pointsman-version": decision.version,
+        "x-pointsman-model": model,
+        "x-pointsman-fallback": decision.fallback,
+    }
+    return [(name.encode("ascii"), _value(value)) for name, value in values.items() if value is not None]
+
+
+class Tickets:
+    """ASGI middleware; see the module."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        ticket = Ticket()
+        token = CURRENT.set(ticket)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message.get("headers", ()))
+                served_by = next((v.decode("latin-1") for k, v in headers if k == b"x-litellm-model-id"), None)
+                message = {**message, "headers": headers + _headers(ticket, served_by)}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            CURRENT.reset(token)

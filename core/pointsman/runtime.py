@@ -1,0 +1,141 @@
+"""What a worker holds besides LiteLLM: the strategies in service, the routes, the decision store, the line to the supervisor.
+
+One event loop owns it. Strategies are immutable; a snapshot from the supervisor is loaded in a thread and then one reference
+is swapped. A request therefore sees one version from start to end of its decision, at most one load behind the supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pointsman.decisions.store import DecisionStore
+from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
+from pointsman.process.channel import Channel, ChannelClosedError
+from pointsman.settings import PointsmanSettings
+from pointsman.strategies.registry import StrategyRegistry
+from pointsman.strategies.reloader import Snapshot
+
+__all__ = ["Runtime"]
+
+logger = logging.getLogger("pointsman.runtime")
+
+CALL_TIMEOUT = 30.0
+"""Seconds that an endpoint waits for the supervisor."""
+
+
+class Runtime:
+    """One worker's state.
+
+    Args:
+        worker: index of the worker, from 0.
+        channel: line to the supervisor; this object is its only receiver.
+        settings: the instance's settings.
+        database_url: where decisions are kept, or None.
+        aliases: strategy -> (bundle's candidate name -> deployment's model).
+    """
+
+    def __init__(
+        self,
+        worker: int,
+        channel: Channel,
+        settings: PointsmanSettings,
+        database_url: str | None,
+        aliases: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        self.worker = worker
+        self.settings = settings
+        self.aliases = aliases
+        self.strategies = StrategyRegistry()
+        self.decisions = DecisionStore(database_url, settings.decisions)
+        self.on_drain: Callable[[], None] = lambda: None
+        self.on_models: Callable[[Mapping[str, Any]], None] = lambda _: None
+        self._channel = channel
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._ids = itertools.count(1)
+        self._loads: set[asyncio.Task[None]] = set()
+        self._order: dict[str, asyncio.Lock] = {}
+
+    async def apply(self, message: Mapping[str, Any]) -> None:
+        """Load one snapshot and tell the supervisor; a failure is told too and the version in service stays."""
+        snapshot = Snapshot(**message)
+        ack: dict[str, Any] = {"type": "ack", "strategy": snapshot.strategy, "generation": snapshot.generation}
+        async with self._order.setdefault(snapshot.strategy, asyncio.Lock()):
+            try:
+                await self.strategies.apply(snapshot)
+            except PointsmanError as error:
+                logger.error("cannot load %s generation %d: %s", snapshot.strategy, snapshot.generation, error)
+                ack |= {"error": str(error)}
+        self._channel.send(ack)
+
+    async def listen(self) -> None:
+        """Serve the supervisor's messages until the line closes, which starts the drain."""
+        try:
+            while True:
+                self._handle(await self._channel.receive())
+        except ChannelClosedError:
+            logger.warning("the supervisor is gone; draining")
+            self.on_drain()
+            for call in self._calls.values():
+                if not call.done():
+                    call.set_exception(ProcessError("the supervisor is gone", code="E4605"))
+
+    def _handle(self, message: Mapping[str, Any]) -> None:
+        kind = message.get("type")
+        if kind == "snapshot":
+            task = asyncio.create_task(self.apply(message["snapshot"]))
+            self._loads.add(task)
+            task.add_done_callback(self._loads.discard)
+        elif kind == "reply":
+            call = self._calls.pop(message["id"], None)
+            if call is not None and not call.done():
+                if (error := message.get("error")) is not None:
+                    call.set_exception(_error_from(error))
+                else:
+                    call.set_result(message.get("result"))
+        elif kind == "models":
+            self.on_models(message)
+        elif kind == "drain":
+            self.on_drain()
+
+    def tell(self, **message: Any) -> None:
+        """Tell the supervisor something that wants no answer."""
+        self._channel.send(message)
+
+    async def call(self, method: str, **params: Any) -> Any:
+        """Ask the supervisor.
+
+        Raises:
+            PointsmanError: what the supervisor raised; E4606 when it does not answer in time.
+        """
+        number = next(self._ids)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[number] = future
+        self._channel.send({"type": "call", "id": number, "method": method, "params": params})
+        try:
+            return await asyncio.wait_for(future, CALL_TIMEOUT)
+        except TimeoutError:
+            raise ProcessError(f"no answer to {method!r} within {CALL_TIMEOUT:g} s", code="E4606") from None
+        finally:
+            self._calls.pop(number, None)
+
+    async def close(self) -> None:
+        """Write what is still to be written and close the line."""
+        for task in list(self._loads):
+            task.cancel()
+        await asyncio.gather(*self._loads, return_exceptions=True)
+        await self.decisions.close(timeout=5.0)
+        await self._channel.close()
+
+
+def _error_from(body: Mapping[str, Any]) -> PointsmanError:
+    code = body.get("code")
+    return PointsmanError(
+        str(body.get("message")),
+        code=code if code in CATALOGUE else "E4600",
+        where=body.get("where"),
+        mend=body.get("mend"),
+    )

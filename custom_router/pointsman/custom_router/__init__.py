@@ -1,0 +1,1 @@
+"""Decides: candidates in, an order of preference out."""

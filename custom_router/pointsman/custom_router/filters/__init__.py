@@ -1,0 +1,32 @@
+"""Who may serve a request. A filter names the candidates that it drops and why; one small file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pointsman.custom_router.filters.tried import tried
+from pointsman.custom_router.request import Candidate, RoutingRequest
+from pointsman.decisions import Dropped
+from pointsman.decisions.ticket import Ticket
+
+__all__ = ["FILTERS", "Filter", "apply_filters"]
+
+Filter = Callable[[RoutingRequest, Ticket, Sequence[Candidate]], tuple[Dropped, ...]]
+"""Request, ticket and remaining candidates in; what is dropped out."""
+
+FILTERS: Sequence[Filter] = (tried,)
+"""In this order."""
+
+
+def apply_filters(request: RoutingRequest, ticket: Ticket) -> tuple[tuple[Candidate, ...], tuple[Dropped, ...]]:
+    """What remains and what was dropped. A filter that would leave nobody is passed over: trying beats refusing."""
+    remaining: tuple[Candidate, ...] = request.candidates
+    dropped: list[Dropped] = []
+    for filter_ in FILTERS:
+        out = filter_(request, ticket, remaining)
+        ids = {item.deployment_id for item in out}
+        kept = tuple(candidate for candidate in remaining if candidate.deployment_id not in ids)
+        if kept:
+            remaining = kept
+            dropped.extend(out)
+    return remaining, tuple(dropped)

@@ -1,0 +1,217 @@
+"""The meeting point with LiteLLM's router: `CustomLogger.async_filter_deployments` and the hooks that tell how it went.
+
+LiteLLM names the instance `router_hook` in `litellm_settings.callbacks` and calls it on every attempt, after its own cooldown,
+health and team filters. It is the only module of this room that knows LiteLLM.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from litellm.integrations.custom_logger import CustomLogger
+from litellm.litellm_core_utils.prompt_templates.factory import resolve_structured_messages
+from litellm.router_strategy.tag_based_routing import get_deployments_for_tag
+from litellm.utils import get_excluded_filtered_deployments, get_order_filtered_deployments
+from opentelemetry import trace
+
+from pointsman.custom_router.decide import Decider
+from pointsman.custom_router.request import RoutingRequest, candidate_of, text_of
+from pointsman.decisions import Attempt, Decision, Outcome
+from pointsman.decisions.ticket import Ticket, current_ticket
+
+if TYPE_CHECKING:
+    from pointsman.decisions.store import DecisionStore
+    from pointsman.runtime import Runtime
+
+__all__ = ["RouterHook", "router_hook"]
+
+logger = logging.getLogger("pointsman.hook")
+
+DECISION_KEY = "pointsman_decision_id"
+"""Where the decision's id travels in LiteLLM's request metadata, so that log events (other tasks) find it."""
+
+
+def _metadata(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """LiteLLM's metadata of a request: under `litellm_metadata` on some endpoints, under `metadata` on others."""
+    for name in ("litellm_metadata", "metadata"):
+        found = (kwargs or {}).get(name)
+        if isinstance(found, dict) and ("user_api_key" in found or "user_api_key_hash" in found or DECISION_KEY in found):
+            return found
+    found = (kwargs or {}).get("metadata")
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _ids(value: object) -> tuple[str, ...]:
+    return tuple(str(item) for item in value) if isinstance(value, list | tuple | set | frozenset) else ()
+
+
+def _trace_id() -> str | None:
+    context = trace.get_current_span().get_span_context()
+    return f"{context.trace_id:032x}" if context.is_valid else None
+
+
+class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
+    """Routes by learned strategies. Without `bind` it leaves every choice to LiteLLM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._decider: Decider | None = None
+        self._store: DecisionStore | None = None
+
+    def bind(self, runtime: Runtime) -> None:
+        """Give it the worker's strategies and store; once, before the worker serves."""
+        self._decider = Decider(
+            runtime.settings.routing,
+            runtime.strategies,
+            runtime.aliases,
+            capture_prompts=runtime.settings.privacy.capture_prompts,
+        )
+        self._store = runtime.decisions
+
+    async def async_filter_deployments(
+        self,
+        model: str,
+        healthy_deployments: list[dict[str, Any]],
+        messages: list[dict[str, Any]] | None,
+        request_kwargs: dict[str, Any] | None = None,
+        parent_otel_span: Any = None,
+    ) -> list[dict[str, Any]]:
+        """The one deployment to try now, or everything it was given when there is no choice to make."""
+        ticket = current_ticket()
+        if self._decider is None or ticket is None or not healthy_deployments:
+            return healthy_deployments
+        try:
+            return await self._filter(self._decider, ticket, model, healthy_deployments, messages, request_kwargs or {})
+        except Exception:  # noqa: BLE001 - law 3: an exception here would be a 500 to the client
+            logger.exception("routing failed; LiteLLM's own choice holds")
+            return healthy_deployments
+
+    async def _filter(
+        self,
+        decider: Decider,
+        ticket: Ticket,
+        group: str,
+        deployments: list[dict[str, Any]],
+        messages: list[dict[str, Any]] | None,
+        kwargs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        metadata = _metadata(kwargs)
+        eligible = await _eligible(group, deployments, kwargs)
+        retries = (_number(metadata.get("attempted_retries")), _number(kwargs.get("fallback_depth")))
+        if ticket.picked is not None and retries > ticket.retries:
+            ticket.failed.add(ticket.picked)  # for the failures that LiteLLM reports to no hook
+        candidates = tuple(candidate_of(deployment) for deployment in eligible)
+        ticket.models.update((candidate.deployment_id, candidate.model) for candidate in candidates)
+        request = RoutingRequest(
+            group=group,
+            text=text_of(resolve_structured_messages(messages, kwargs)),
+            candidates=candidates,
+            request_id=kwargs.get("litellm_call_id"),
+            trace_id=_trace_id(),
+            key_hash=metadata.get("user_api_key_hash") or metadata.get("user_api_key"),
+            team_id=metadata.get("user_api_key_team_id"),
+            user_id=metadata.get("user_api_key_user_id"),
+            retries=retries,
+            excluded=frozenset(_ids(kwargs.get("_excluded_deployment_ids")) + _ids(kwargs.get("_retry_skipped_deployment_ids"))),
+        )
+        decision = await decider.decide(request, ticket)
+        ticket.decision, ticket.retries = decision, retries
+        ticket.picked = decision.order[0] if decision.order else None
+        metadata[DECISION_KEY] = decision.decision_id
+        self._record(decision)
+        dropped = {item.deployment_id for item in decision.dropped if item.reason in ("tried", "excluded")}
+        keep = {ticket.picked} if ticket.picked else {c.deployment_id for c in candidates} - dropped
+        chosen = [item for item, candidate in zip(eligible, candidates, strict=True) if candidate.deployment_id in keep]
+        return chosen or deployments
+
+    def _record(self, record: Decision | Attempt | Outcome) -> None:
+        if self._store is not None:
+            self._store.put(record)
+
+    async def async_post_call_failure_deployment_hook(
+        self, request_data: Mapping[str, Any], exception: Exception, call_type: Any, fallback_depth: int | None = None
+    ) -> None:
+        """One attempt failed: remember the deployment, so that this request does not try it again."""
+        ticket = current_ticket()
+        info = request_data.get("model_info") or _metadata(request_data).get("model_info") or {}
+        deployment_id = str(info.get("id") or "") if isinstance(info, Mapping) else ""
+        if ticket is None or ticket.decision is None or not deployment_id:
+            return
+        ticket.failed.add(deployment_id)
+        ticket.attempt += 1
+        self._record(
+            Attempt(
+                decision_id=ticket.decision.decision_id,
+                number=ticket.attempt,
+                deployment_id=deployment_id,
+                model=ticket.models.get(deployment_id),
+                outcome="error",
+                error=type(exception).__name__,
+                status=getattr(exception, "status_code", None),
+            )
+        )
+
+    async def async_log_success_event(
+        self, kwargs: dict[str, Any], response_obj: Any, start_time: datetime, end_time: datetime
+    ) -> None:
+        """The request ended well (streamed ones after the last chunk)."""
+        self._outcome(kwargs, "success", start_time, end_time)
+
+    async def async_log_failure_event(
+        self, kwargs: dict[str, Any], response_obj: Any, start_time: datetime, end_time: datetime
+    ) -> None:
+        """The request ended badly; called once a request."""
+        self._outcome(kwargs, "failure", start_time, end_time)
+
+    def _outcome(self, kwargs: Mapping[str, Any], status: str, start_time: datetime, end_time: datetime) -> None:
+        params = kwargs.get("litellm_params") or {}
+        decision_id = _metadata(params).get(DECISION_KEY)
+        if not isinstance(decision_id, str):
+            return
+        payload: Mapping[str, Any] = kwargs.get("standard_logging_object") or {}
+        latency_ms = (end_time - start_time).total_seconds() * 1000
+        deployment_id = payload.get("model_id") or (params.get("model_info") or {}).get("id")
+        if status == "success" and deployment_id:
+            ticket = current_ticket()
+            number = ticket.attempt + 1 if ticket is not None else 1
+            model = payload.get("litellm_model_name") or ticket.models.get(deployment_id) if ticket else None
+            self._record(Attempt(decision_id, number, deployment_id, model, "ok", latency_ms=latency_ms))
+        self._record(
+            Outcome(
+                decision_id=decision_id,
+                status=status,
+                deployment_id=deployment_id,
+                prompt_tokens=_number(payload.get("prompt_tokens")),
+                completion_tokens=_number(payload.get("completion_tokens")),
+                cost=float(payload.get("response_cost") or 0.0),
+                latency_ms=latency_ms,
+            )
+        )
+
+
+async def _eligible(group: str, deployments: list[dict[str, Any]], kwargs: dict[str, Any]) -> list[dict[str, Any]]:
+    """What LiteLLM's later filters (tags, order, its exclusions) would leave, by LiteLLM's own functions.
+
+    They run after this hook and may empty a list of one, which would fail the request; so they are asked beforehand.
+    """
+    from litellm.proxy import proxy_server
+
+    router = proxy_server.llm_router
+    eligible: Sequence[dict[str, Any]] = deployments
+    if router is not None:
+        variable = "litellm_metadata" if "litellm_metadata" in kwargs else "metadata"
+        eligible = await get_deployments_for_tag(router, group, list(deployments), kwargs, variable)
+    eligible = get_order_filtered_deployments(list(eligible), target_order=kwargs.get("_target_order"))
+    eligible = get_excluded_filtered_deployments(list(eligible), kwargs.get("_excluded_deployment_ids")) or eligible
+    return list(eligible) or deployments
+
+
+router_hook = RouterHook()
+"""The instance that the effective configuration names."""

@@ -1,0 +1,52 @@
+"""From scores to an order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pointsman.custom_router.request import Candidate
+
+__all__ = ["POLICY", "match", "order"]
+
+POLICY = "argmax"
+
+
+def match(
+    candidates: Sequence[Candidate], models: Sequence[str], aliases: Mapping[str, str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Match deployments with a bundle's models.
+
+    Args:
+        candidates: deployments.
+        models: the bundle's names.
+        aliases: bundle's name -> deployment's id or model (`pointsman.routing.candidates`, LLMRouter's metadata).
+
+    Returns:
+        deployment id -> bundle's name, and the ids that no name fits. The same name may fit several deployments.
+    """
+    known: dict[str, str] = {name: name for name in models}
+    known.update({alias: name for name, alias in aliases.items() if name in known})
+    matched: dict[str, str] = {}
+    unmatched: list[str] = []
+    for candidate in candidates:
+        name = next((known[name] for name in candidate.names if name in known), None)
+        if name is None:
+            unmatched.append(candidate.deployment_id)
+        else:
+            matched[candidate.deployment_id] = name
+    return matched, tuple(unmatched)
+
+
+def order(candidates: Sequence[Candidate], scores: Mapping[str, float]) -> tuple[str, ...]:
+    """Deployment ids, best first: higher score, then cheaper, then by id (so that ties never depend on the file's order).
+
+    Candidates without a score come last.
+    """
+
+    def rank(candidate: Candidate) -> tuple[float, float, str]:
+        score = scores.get(candidate.deployment_id, -math.inf)
+        cost = candidate.cost if candidate.cost is not None else math.inf
+        return (-score, cost, candidate.deployment_id)
+
+    return tuple(candidate.deployment_id for candidate in sorted(candidates, key=rank))
