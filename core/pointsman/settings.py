@@ -1,21 +1,30 @@
 """The typed `pointsman:` section of the YAML, with environment overrides, and the only place that reads the environment.
 
 `POINTSMAN__SHUTDOWN__GRACE=5` overrides `pointsman.shutdown.grace`. Precedence: environment, then file, then default.
-Unknown keys are refused here (`extra="forbid"`); `pointsman.litellm_config` turns that into a suggestion with file and line.
+Unknown keys are refused here (`extra="forbid"`); `pointsman.litellm_config` turns that into a suggestion with file and line,
+or with the variable's name. Every field has a description: `docs/configuration.md` is generated from them.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from pointsman.errors import ConfigError
+from pointsman.overrides import ENVIRONMENT_PREFIX, apply_overrides, read_overrides
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
+    "STRATEGY_NAME",
+    "ConfigReloadSettings",
     "DecisionSettings",
     "PointsmanSettings",
     "PrivacySettings",
@@ -28,9 +37,62 @@ __all__ = [
     "update_environment",
 ]
 
-ENVIRONMENT_PREFIX = "POINTSMAN__"
+STRATEGY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""A strategy's name stands in URLs, headers, metrics and file names."""
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+def _valid_source(value: str) -> str:
+    """Check the shape only; whether something is there is the reloader's business, since it may come later."""
+    if not value or value != value.strip() or "\0" in value:
+        raise ValueError("a source is a path, a file:// URL or s3://bucket/key")
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        return value
+    if scheme == "s3":
+        bucket, _, key = rest.partition("/")
+        if not bucket or not key or key.endswith("/"):
+            raise ValueError("an S3 source is s3://bucket/key, with the key of a pointer (.json) or bundle (.zip)")
+    elif scheme == "file":
+        if not rest.startswith("/"):
+            raise ValueError("a file URL has three slashes and an absolute path: file:///srv/current.json")
+    else:
+        raise ValueError(f"{scheme}:// is not a source; use a path, a file:// URL or s3://bucket/key")
+    return value
+
+
+def _valid_public_key(value: str) -> str:
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 32:
+        raise ValueError("a trusted key is the base64 of an Ed25519 public key, 32 bytes")
+    return value
+
+
+def _valid_endpoint(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError("an endpoint is an http:// or https:// URL")
+    return value
+
+
+def _valid_strategy_name(value: str) -> str:
+    if not STRATEGY_NAME.fullmatch(value):
+        raise ValueError("a strategy's name is up to 64 letters, digits, dots, dashes and underscores")
+    return value
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Source = Annotated[str, AfterValidator(_valid_source)]
+PublicKey = Annotated[str, AfterValidator(_valid_public_key)]
+Endpoint = Annotated[str, AfterValidator(_valid_endpoint)]
+StrategyName = Annotated[str, AfterValidator(_valid_strategy_name)]
 
 
 class _Section(BaseModel):
@@ -40,7 +102,7 @@ class _Section(BaseModel):
 class S3Settings(_Section):
     """How to reach an S3 API. Credentials come from boto3's usual chain (environment, profile, role)."""
 
-    endpoint_url: str | None = Field(None, description="URL of an S3-compatible store; AWS itself when absent.")
+    endpoint_url: Endpoint | None = Field(None, description="URL of an S3-compatible store; AWS itself when absent.")
     region: str | None = Field(None, description="Region name.")
     connect_timeout: Seconds = Field(3.0, description="Seconds to wait for a connection.")
     read_timeout: Seconds = Field(10.0, description="Seconds to wait for bytes.")
@@ -49,23 +111,35 @@ class S3Settings(_Section):
 class StrategySettings(_Section):
     """One learned strategy: where its bundle comes from and how it is checked."""
 
-    source: str = Field(description="`s3://bucket/key` or a path / `file://` URL of a pointer (.json) or bundle (.zip).")
+    source: Source = Field(
+        description="`s3://bucket/key` or a path / `file://` URL of a pointer (.json) or bundle (.zip). "
+        "A relative path counts from the YAML file's directory."
+    )
     kind: str | None = Field(None, description="Refuse bundles of another kind, e.g. `knn`.")
     hot_reload: bool = Field(True, description="Poll the source; off means: load once at start.")
     reload_interval: Seconds = Field(30.0, description="Seconds between two polls.")
-    require_signature: bool = Field(True, description="Refuse pointers without a valid Ed25519 signature.")
-    trusted_keys: dict[str, str] = Field(default_factory=dict, description="Key id -> base64 of the Ed25519 public key.")
-    max_bytes: int = Field(256 * 2**20, gt=0, description="Largest bundle in bytes, checked before and while downloading.")
+    require_signature: bool = Field(
+        True,
+        description="Refuse pointers without a valid Ed25519 signature. Where absent: `pointsman.require_signature`.",
+    )
+    trusted_keys: dict[str, PublicKey] = Field(default_factory=dict, description="Key id -> base64 of the Ed25519 public key.")
+    max_bytes: int = Field(
+        256 * 2**20, gt=0, le=64 * 2**30, description="Largest bundle in bytes, checked before and while downloading."
+    )
     llm_data_path: str | None = Field(None, description="LLMRouter's candidate metadata (JSON): name -> model, prices.")
-    s3: S3Settings = S3Settings()
+    s3: S3Settings = Field(default_factory=S3Settings, description="How to reach the S3 API.")
 
 
 class RoutingSettings(_Section):
     """Which strategy decides for which model group."""
 
     default: str | None = Field(None, description="Strategy for every group of two or more deployments; none: LiteLLM's own.")
-    groups: dict[str, str | None] = Field(default_factory=dict, description="Model group -> strategy, over the default.")
-    deadline_ms: float = Field(50.0, gt=0, le=10_000, description="Past this a strategy is too slow and LiteLLM's choice holds.")
+    groups: dict[str, str | None] = Field(
+        default_factory=dict, description="Model group -> strategy, over the default; `null`: LiteLLM's own choice."
+    )
+    deadline_ms: float = Field(
+        50.0, gt=0, le=10_000, description="Milliseconds; past this a strategy is too slow and LiteLLM's choice holds."
+    )
     candidates: dict[str, str] = Field(
         default_factory=dict, description="Bundle's candidate name -> deployment's `litellm_params.model` or `model_info.id`."
     )
@@ -82,10 +156,10 @@ class DecisionSettings(_Section):
     """The store of decisions, attempts and outcomes."""
 
     enabled: bool = Field(True, description="Keep them in Postgres (needs a database).")
-    queue_size: int = Field(10_000, gt=0, description="Records held in memory; more are dropped and counted.")
-    batch_size: int = Field(500, gt=0, description="Rows a write.")
+    queue_size: int = Field(10_000, gt=0, le=10_000_000, description="Records held in memory; more are dropped and counted.")
+    batch_size: int = Field(500, gt=0, le=10_000, description="Rows a write.")
     flush_interval: Seconds = Field(1.0, description="Seconds between two writes.")
-    retention_days: int = Field(30, gt=0, description="Daily partitions older than this are dropped.")
+    retention_days: int = Field(30, gt=0, le=3_650, description="Daily partitions older than this are dropped.")
 
 
 class PrivacySettings(_Section):
@@ -94,39 +168,57 @@ class PrivacySettings(_Section):
     capture_prompts: bool = Field(False, description="Keep prompt text in decision records.")
 
 
-class PointsmanSettings(BaseSettings):
-    """The whole section. Build it with `PointsmanSettings.load(section)`; environment variables override the file."""
+class ConfigReloadSettings(_Section):
+    """Whether a changed YAML file is taken up while running."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
+    enabled: bool = Field(True, description="Watch the YAML file and its includes for changed models.")
+    interval: Seconds = Field(2.0, description="Seconds between two looks at the files.")
+
+
+class PointsmanSettings(_Section):
+    """The whole section. Build it with `PointsmanSettings.load(section, env)`; environment variables override the file."""
+
+    require_signature: bool = Field(
+        True, description="What `require_signature` is for every strategy that does not say. Off in the profile `local` only."
+    )
+    strategies: dict[StrategyName, StrategySettings] = Field(default_factory=dict, description="Learned strategies by name.")
+    routing: RoutingSettings = Field(default_factory=RoutingSettings, description="Which strategy decides for which group.")
+    shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings, description="How the gateway stops.")
+    decisions: DecisionSettings = Field(default_factory=DecisionSettings, description="The store of decisions.")
+    privacy: PrivacySettings = Field(default_factory=PrivacySettings, description="What may be remembered of a request.")
+    config_reload: ConfigReloadSettings = Field(
+        default_factory=ConfigReloadSettings, description="Taking up a changed YAML file while running."
     )
 
-    strategies: dict[str, StrategySettings] = Field(default_factory=dict, description="Learned strategies by name.")
-    routing: RoutingSettings = RoutingSettings()
-    shutdown: ShutdownSettings = ShutdownSettings()
-    decisions: DecisionSettings = DecisionSettings()
-    privacy: PrivacySettings = PrivacySettings()
+    @model_validator(mode="before")
+    @classmethod
+    def _signature_default(cls, data: Any) -> Any:
+        """Give each silent strategy the section's `require_signature`, so that readers of a strategy need not know of it."""
+        if not isinstance(data, Mapping) or "require_signature" not in data:
+            return data
+        strategies = data.get("strategies")
+        if not isinstance(strategies, Mapping):
+            return data
+        default = {"require_signature": data["require_signature"]}
+        filled = {name: {**default, **item} if isinstance(item, Mapping) else item for name, item in strategies.items()}
+        return {**data, "strategies": filled}
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over file; no .env here (`up` alone reads one, before this)."""
-        return env_settings, init_settings
+    def load(cls, section: Mapping[str, Any] | None, env: Mapping[str, str] | None = None) -> PointsmanSettings:
+        """Build the settings from the parsed `pointsman:` section and the environment's overrides.
 
-    @classmethod
-    def load(cls, section: Mapping[str, Any] | None) -> PointsmanSettings:
-        """Build the settings from the parsed `pointsman:` section.
+        Args:
+            section: as parsed from YAML; None counts as empty.
+            env: variables beginning with `POINTSMAN__` override the section; others are ignored.
 
         Raises:
+            ConfigError: E4202, E4203: a variable names no setting or has no usable form.
             pydantic.ValidationError: with the location of each problem; callers that know the file add line numbers.
         """
-        return cls(**dict(section or {}))
+        overrides, problems = read_overrides(env or {}, cls, section or {})
+        for problem in problems:
+            raise ConfigError(problem.message, code=problem.code, where=problem.variable, mend=problem.mend)
+        return cls.model_validate(apply_overrides(section or {}, overrides))
 
 
 def environment() -> dict[str, str]:
@@ -134,13 +226,13 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def update_environment(values: Mapping[str, str]) -> None:
+    """Set variables of this process; a worker does it once, before LiteLLM reads its configuration."""
+    os.environ.update(values)
+
+
 def default_data_dir(env: Mapping[str, str]) -> Path:
     """`$XDG_DATA_HOME/pointsman`, by default `~/.local/share/pointsman` (XDG Base Directory Specification)."""
     base = env.get("XDG_DATA_HOME") or ""
     root = Path(base) if base.startswith("/") else Path(env.get("HOME") or "~").expanduser() / ".local" / "share"
     return root / "pointsman"
-
-
-def update_environment(values: Mapping[str, str]) -> None:
-    """Set variables of this process; a worker does it once, before LiteLLM reads its configuration."""
-    os.environ.update(values)
