@@ -21,10 +21,12 @@ from pathlib import Path
 
 from pointsman.errors import ProcessError
 
-__all__ = ["Identity", "choose"]
+__all__ = ["BARE_ENVIRONMENT", "Identity", "choose"]
 
 _PROBE_SECONDS = 20.0
-_BARE = {"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath}
+_PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
+# Nothing of the caller's environment: PGDATA, PGPORT, TZ or a locale would change what Postgres does.
+BARE_ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": _PATH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def _has_entry(uid: int) -> bool:
 
 
 def _candidates(uid: int, gid: int) -> list[Identity]:
-    setpriv, unshare = shutil.which("setpriv"), shutil.which("unshare")
+    setpriv, unshare = shutil.which("setpriv", path=_PATH), shutil.which("unshare", path=_PATH)
     # SIGINT is Postgres's fast shutdown.
     pdeathsig = (setpriv, "--pdeathsig", "INT", "--") if setpriv else ()
     found: list[Identity] = []
@@ -97,7 +99,9 @@ def choose(binary: Path, *, ways: Sequence[str] = ("direct", "namespace", "setpr
         for guard in dict.fromkeys((identity.dies_with_us, ())):
             command = [*identity.prefix, *guard, str(binary), "--version"]
             try:
-                done = subprocess.run(command, env=_BARE, capture_output=True, timeout=_PROBE_SECONDS, check=False, cwd="/")
+                done = subprocess.run(
+                    command, env=BARE_ENVIRONMENT, capture_output=True, timeout=_PROBE_SECONDS, check=False, cwd="/"
+                )
             except (OSError, subprocess.TimeoutExpired) as error:
                 refused.append(f"{identity.way}: {error}")
                 continue

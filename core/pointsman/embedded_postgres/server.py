@@ -1,0 +1,197 @@
+"""`EmbeddedPostgres`: the database of `pointsman up`, owned by its supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pointsman.embedded_postgres.cluster import SUPERUSER, Cluster, data_directory_error, find_binaries
+from pointsman.embedded_postgres.identity import choose
+from pointsman.embedded_postgres.lock import OwnerLock
+from pointsman.embedded_postgres.postmaster import HOST, Postmaster, free_port, stop_survivors
+from pointsman.errors import ProcessError
+
+__all__ = ["DATABASE", "EmbeddedPostgres"]
+
+DATABASE = "litellm"
+_log = logging.getLogger(__name__)
+_START_SECONDS = 60.0
+_RECOVERY_SECONDS = 600.0
+# What Postgres says when a retry helps: old backends still leaving after kill -9, or a port taken between choosing and binding.
+_OLD_LIFE = ("pre-existing shared memory block", 'lock file "postmaster.pid" already exists', "is the server still running")
+_PORT_TAKEN = ("could not bind", "Address already in use", "could not create any TCP/IP sockets")
+
+
+class EmbeddedPostgres:
+    """A private PostgreSQL in `<data-dir>/postgres`, on a free TCP port of 127.0.0.1, with a random password.
+
+    It survives `kill -9` of itself and of its owner: whatever was committed is there at the next start. One owner at a time.
+
+    Args:
+        data_dir: the gateway's data directory; made 0700 when missing.
+        address: where the gateway listens; told to whoever finds the directory in use.
+        options: further settings of postgresql.conf (tests trade durability for speed).
+    """
+
+    def __init__(self, data_dir: Path, *, address: str | None = None, options: dict[str, str] | None = None) -> None:
+        # `..` and links resolved now: Postgres stands inside the directory and must find it whatever happens to the links.
+        self.data_dir = Path(os.path.abspath(data_dir))  # noqa: PTH100 - `resolve` would raise on a loop before we can explain
+        self._address = address
+        self._options = dict(options or {})
+        self._lock = OwnerLock(self.data_dir / "lock")
+        self._cluster: Cluster | None = None
+        self._postmaster: Postmaster | None = None
+        self._stopping = False
+        self._restarts = 0
+
+    async def start(self) -> str:
+        """Take the owner lock, make or recover the cluster, start the server, make the database `litellm`.
+
+        Call it from a thread that lives as long as the gateway (the main thread): Postgres shuts down when that thread ends.
+
+        Returns:
+            `postgresql://user:password@127.0.0.1:port/litellm`.
+
+        Raises:
+            ProcessError: E4603 in use; E4602 directory, disk, version or owner; E4604 not installed; E4600 with the log's end.
+        """
+        if self._postmaster is not None and self._postmaster.pid is not None:
+            return self.url()
+        self._stopping = False
+        self._make_data_dir()
+        self._lock.acquire(**({"address": self._address} if self._address else {}))
+        try:
+            binaries = find_binaries()
+            identity = await asyncio.to_thread(choose, binaries / "postgres")
+            self._cluster = Cluster(self.data_dir, binaries, identity)
+            left = await stop_survivors(self._cluster.path)
+            if left:
+                _log.warning("stopped %d Postgres process(es) that an earlier owner had left", len(left))
+            made = await asyncio.to_thread(self._cluster.prepare)
+            _log.info("postgres cluster %s in %s", "made" if made else "found", self._cluster.path)
+            await self._launch(None)
+            await self._ensure_database()
+        except BaseException:
+            await self.stop()
+            raise
+        return self.url()
+
+    async def run(self) -> None:
+        """Watch the server and start it again, on the same port, when it dies. Returns after `stop`; cancel it to stop watching.
+
+        Raises:
+            ProcessError: when it cannot be started again.
+        """
+        while not self._stopping and self._postmaster is not None:
+            status = await self._postmaster.wait()
+            if self._stopping or self._cluster is None:
+                return
+            self._restarts += 1
+            _log.error("postgres ended with status %s; starting it again", status)
+            await stop_survivors(self._cluster.path, patience=2.0)
+            await self._launch(self._postmaster.port)
+
+    async def stop(self) -> None:
+        """Fast shutdown, harder after 20 s; leaves no process; idempotent. Lets go of the owner lock."""
+        self._stopping = True
+        postmaster, self._postmaster = self._postmaster, None
+        try:
+            if postmaster is not None:
+                await postmaster.stop()
+            if self._cluster is not None and self._lock.held:
+                await stop_survivors(self._cluster.path, patience=3.0)
+        finally:
+            self._lock.release()
+
+    def url(self, database: str = DATABASE) -> str:
+        """URL of a database of this server. Raises ProcessError E4600 when it does not run."""
+        if self._postmaster is None or self._cluster is None:
+            raise ProcessError("the embedded Postgres is not running", where=str(self.data_dir), mend="call start() first")
+        secret = quote(self._cluster.password(), safe="")
+        return f"postgresql://{SUPERUSER}:{secret}@{HOST}:{self._postmaster.port}/{quote(database, safe='')}"
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id while it runs."""
+        return self._postmaster.pid if self._postmaster is not None else None
+
+    def announce(self, address: str) -> None:
+        """Tell where the gateway listens, for the error that a second owner gets."""
+        self._address = address
+        self._lock.note(address=address)
+
+    def status(self) -> dict[str, Any]:
+        """JSON-able facts: data_dir, running, pid, port, restarts, way (how the binaries are run)."""
+        return {
+            "data_dir": str(self.data_dir),
+            "running": self.pid is not None,
+            "pid": self.pid,
+            "port": self._postmaster.port if self._postmaster is not None else None,
+            "restarts": self._restarts,
+            "way": self._cluster.identity.way if self._cluster is not None else None,
+        }
+
+    def _make_data_dir(self) -> None:
+        try:
+            if not self.data_dir.exists():
+                self.data_dir.mkdir(parents=True, mode=0o700)
+            if not stat.S_ISDIR(self.data_dir.stat().st_mode):
+                raise data_directory_error(self.data_dir, "the data directory is a file")
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            cause = error if isinstance(error, OSError) else None
+            raise data_directory_error(self.data_dir, "the data directory cannot be made", cause) from error
+
+    async def _launch(self, port: int | None) -> None:
+        assert self._cluster is not None  # noqa: S101 - for the type checker; start() sets it
+        deadline = time.monotonic() + _START_SECONDS
+        patience = time.monotonic() + 10.0
+        while True:
+            postmaster = Postmaster(self._cluster, port or free_port(), self._options)
+            postmaster.spawn()
+            self._postmaster = postmaster
+            if await postmaster.ready(deadline):
+                self._lock.note(port=postmaster.port)
+                return
+            output = postmaster.output()
+            if postmaster.pid is not None:
+                # Replaying a long log after a crash is work, not failure, while it makes progress.
+                if "redo" in output and deadline < patience + _RECOVERY_SECONDS:
+                    deadline += _START_SECONDS
+                    if await postmaster.ready(patience + _RECOVERY_SECONDS):
+                        self._lock.note(port=postmaster.port)
+                        return
+                failure = postmaster.failure(f"Postgres was not ready within {_START_SECONDS:.0f} s")
+                await postmaster.stop(fast=1.0)
+                raise failure
+            retry = any(text in output for text in _OLD_LIFE) or any(text in output for text in _PORT_TAKEN)
+            if not retry or time.monotonic() > patience:
+                raise postmaster.failure("Postgres did not start")
+            await asyncio.sleep(0.3)
+
+    async def _ensure_database(self) -> None:
+        import psycopg
+        from psycopg import sql
+
+        try:
+            async with await psycopg.AsyncConnection.connect(
+                self.url("postgres"), autocommit=True, connect_timeout=10
+            ) as connection:
+                found = await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
+                if await found.fetchone() is None:
+                    await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+        except psycopg.OperationalError as error:
+            if "password authentication failed" in str(error):
+                assert self._cluster is not None  # noqa: S101 - for the type checker
+                raise ProcessError(
+                    "the database does not take the password in this file",
+                    code="E4602",
+                    where=str(self._cluster.password_file),
+                    mend="restore the file from a backup; without it, move the directory `postgres` away to start afresh",
+                ) from error
+            raise
