@@ -1,0 +1,135 @@
+# Everything that a person or a machine runs here. `make` alone explains itself.
+#   PYTHON=python3.12   the interpreter to build the environment with      VENV=DIR   where (default .venv)
+#   ARGS='...'          passed on to the command: make up ARGS='--port 4001', make test ARGS='-k knn -x'
+.SUFFIXES:
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+VENV = .venv
+ARGS =
+BIN = $(VENV)/bin
+STAMPS = $(VENV)/.stamps
+# `uv` must not answer a missing interpreter with a download that nobody asked for.
+SETUP = UV_PYTHON_DOWNLOADS=never PYTHON='$(PYTHON)' sh requirements/setup.sh $(VENV)
+OTHER_PYTHONS = 3.12 3.13
+
+.PHONY: help
+help: ## this list
+	@printf 'Pointsman. Targets:\n\n'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  %-18s %s\n' "$$name" "$$what"; done
+	@printf '\nVariables: PYTHON=interpreter, VENV=directory, ARGS=arguments for the command, SHARD=slow shard.\n'
+
+# ---- set-up: a stamp for each step, so that a second run does nothing ----
+
+$(STAMPS)/python: requirements/bootstrap.txt
+	@$(SETUP) python
+	@touch $@
+
+$(STAMPS)/gateway: requirements/gateway.txt $(STAMPS)/python
+	@$(SETUP) lock gateway
+	@touch $@
+
+# The developers' lock repeats every pin of the gateway's, so it brings both; after a gateway set-up it only adds.
+$(STAMPS)/dev: requirements/dev.txt $(STAMPS)/python
+	@$(SETUP) lock dev
+	@touch $@ $(STAMPS)/gateway
+
+$(STAMPS)/package: pyproject.toml $(STAMPS)/python
+	@$(SETUP) package
+	@touch $@
+
+# The step looks for itself whether there is work; these are the files whose change makes it look.
+ENGINE = migrations/pointsman/migrations
+$(STAMPS)/database: $(STAMPS)/gateway $(STAMPS)/package $(wildcard $(ENGINE)/install*.py $(ENGINE)/engine/package-lock.json)
+	@$(SETUP) database
+	@touch $@
+
+.PHONY: setup setup-gateway
+setup: $(STAMPS)/dev setup-gateway ## make .venv with everything for working on Pointsman
+
+setup-gateway: $(STAMPS)/gateway $(STAMPS)/package $(STAMPS)/database ## make .venv with what the gateway needs, no more
+
+# ---- run ----
+
+.PHONY: up
+up: setup-gateway ## set up what is missing and run a gateway on 127.0.0.1:4000, with its own Postgres; Ctrl-C stops it
+	@exec $(BIN)/pointsman up $(ARGS)
+
+# ---- test ----
+
+.PHONY: test test-slow test-all-pythons
+test: setup ## set up what is missing and run the tests, all but the slow shards
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup ## run one slow shard: make test-slow SHARD=name; without SHARD, list them
+	@if [ -z '$(SHARD)' ]; then \
+	  printf 'Which shard? make test-slow SHARD=name, one of:\n' >&2; PYTHONPATH=tests $(BIN)/python -m support.shards >&2; exit 2; fi
+	@$(BIN)/python -m pytest --shard '$(SHARD)' $(ARGS)
+
+# pyenv's shims answer only for the versions that PYENV_VERSION names.
+test-all-pythons: setup ## run the tests on the other Pythons that are installed, each in an environment of its own
+	@$(MAKE) test
+	@versions=$$(ls "$${PYENV_ROOT:-$$HOME/.pyenv}/versions" 2>/dev/null | paste -sd: -); \
+	for version in $(OTHER_PYTHONS); do \
+	  if found=$$(PYENV_VERSION=$$versions UV_PYTHON_DOWNLOADS=never $(BIN)/uv python find --no-project --system $$version 2>/dev/null); then \
+	    printf '\n== Python %s: %s ==\n' "$$version" "$$found"; \
+	    $(MAKE) test VENV=build/python-$$version PYTHON="$$found" || exit 1; \
+	  else printf '\n== Python %s: NOT RUN, no such interpreter on this machine ==\n' "$$version"; fi; \
+	done
+
+# ---- check ----
+
+CHECKS = check-lint check-format check-types check-imports check-node check-docs check-yaml check-shell check-workflows check-locks
+.PHONY: check $(CHECKS)
+check: setup ## every linter, all of them even when one fails; each also runs alone
+	@$(MAKE) -k $(CHECKS) || { printf '\nmake check: see the targets named above.\n' >&2; exit 1; }
+
+check-lint: setup
+	@echo '== ruff check'; $(BIN)/ruff check
+
+check-format: setup
+	@echo '== ruff format'; $(BIN)/ruff format --check
+
+check-types: setup
+	@echo '== mypy'; $(BIN)/mypy
+
+check-imports: setup
+	@echo '== import-linter'; $(BIN)/lint-imports
+
+# --check takes one file at a time.
+check-node: setup
+	@echo '== node --check'; for file in $$(git ls-files '*.js' '*.cjs' '*.mjs'); do $(BIN)/node --check "$$file" || exit 1; done
+
+check-docs: setup
+	@echo '== pymarkdown'; $(BIN)/pymarkdown scan $$(git ls-files '*.md')
+	@echo '== links, commands and generated pages'; $(BIN)/python -m pytest -q tests/project/test_docs.py
+
+check-yaml: setup
+	@echo '== yamllint'; $(BIN)/yamllint --strict $$(git ls-files '*.yaml' '*.yml')
+
+check-shell: setup
+	@echo '== shellcheck'; $(BIN)/shellcheck .ci/run requirements/setup.sh
+
+check-workflows: setup
+	@echo '== zizmor'; $(BIN)/zizmor --offline --quiet .github/workflows
+
+check-locks: setup
+	@echo '== locks'; $(BIN)/python -m requirements.locks check
+
+# ---- write ----
+
+.PHONY: lock docs coverage bench-startup clean
+lock: $(STAMPS)/python ## resolve requirements/*.txt anew, keeping what fits; UPGRADE=1 takes the newest
+	@$(BIN)/python -m requirements.locks compile $(if $(UPGRADE),--upgrade)
+
+docs: setup ## write the generated pages: docs/errors.md, docs/coverage.md
+	@PYTHONPATH=tests $(BIN)/python -m support.pages
+
+coverage: docs ## the same
+
+bench-startup: setup ## seconds to ready, beside stock LiteLLM's, in one run
+	@$(BIN)/python -m bench.startup $(ARGS)
+
+clean: ## remove the environment, caches and build output; the data directory stays
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
