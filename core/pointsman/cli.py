@@ -1,1 +1,225 @@
-def main() -> None: ...
+"""The command line. It parses and prints; what is done stands in `pointsman.commands` and the rooms.
+
+Exit status: 0 ok, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pointsman.errors import ConfigError, PointsmanError
+from pointsman.settings import environment
+
+__all__ = ["cli", "main"]
+
+PATH = click.Path(path_type=Path)
+data_dir_option = click.option("--data-dir", type=PATH, help="Directory for keys, database and verified bundles.")
+host_option = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+port_option = click.option(
+    "--port", type=click.IntRange(1, 65_535), default=4000, show_default=True, help="Port to listen on."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="pointsman", prog_name="pointsman")
+def cli() -> None:
+    """Pointsman: the LiteLLM gateway that routes by learned strategies.
+
+    Start with `pointsman up`: a whole gateway on this machine, its database included. In production use `pointsman serve`
+    with a configuration that `pointsman check` accepts and a DATABASE_URL.
+    """
+
+
+@cli.command()
+@click.option("--config", type=PATH, help="Your YAML file. It is read, never written.")
+@click.option("--profile", help="A built-in configuration instead: local, ha, aws, gpu, airgapped. [default: local]")
+@host_option
+@port_option
+@data_dir_option
+def up(config: Path | None, profile: str | None, host: str, port: int, data_dir: Path | None) -> None:
+    """Run a whole gateway here: embedded Postgres, keys, admin UI.
+
+    The master key is made on the first run and kept in DATA-DIR/master_key (mode 0600), unless LITELLM_MASTER_KEY is set.
+    A `.env` file in the working directory is read. Ctrl-C stops everything; the data stay.
+    """
+    from pointsman.commands import run
+
+    if config is not None and profile is not None:
+        raise click.UsageError("--config and --profile exclude each other")
+    run.up(
+        config=config,
+        profile=profile,
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        env=environment(),
+        working_directory=Path.cwd(),
+    )
+
+
+@cli.command()
+@click.option("--config", type=PATH, required=True, help="Your YAML file. It is read, never written.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
+@click.option(
+    "--database-wait",
+    type=click.FloatRange(0, 3600),
+    default=30.0,
+    show_default=True,
+    help="Seconds to wait at the start for a database that cannot be reached yet.",
+)
+@host_option
+@port_option
+@data_dir_option
+def serve(config: Path, workers: int, database_wait: float, host: str, port: int, data_dir: Path | None) -> None:
+    """Run a production instance: nothing embedded.
+
+    DATABASE_URL, LITELLM_MASTER_KEY and LITELLM_SALT_KEY come from the environment. SIGTERM drains: readiness answers 503,
+    requests in flight finish within `pointsman.shutdown.grace` seconds, then they are cut.
+    """
+    from pointsman.commands import run
+
+    run.serve(
+        config=config,
+        workers=workers,
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        database_wait=database_wait,
+        env=environment(),
+    )
+
+
+@cli.command()
+@click.option("--output", type=PATH, default=Path("pointsman.yaml"), show_default=True, help="File to write.")
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+def init(output: Path, force: bool) -> None:
+    """Write a configuration for the provider keys and local servers (Ollama, llama.cpp, vLLM) found here."""
+    from pointsman.commands import check as commands
+
+    click.echo(commands.init(output, environment(), force=force))
+
+
+@cli.command()
+@click.argument("file", type=PATH)
+def check(file: Path) -> None:
+    """Check a configuration: every problem at once, with line, key and mend."""
+    from pointsman.commands import check as commands
+
+    problems = commands.check(file, environment())
+    for problem in problems:
+        click.echo(str(problem), err=True)
+    if any(problem.severity == "error" for problem in problems):
+        sys.exit(1)
+    click.echo(f"{file}: ok")
+
+
+@cli.command()
+@data_dir_option
+def doctor(data_dir: Path | None) -> None:
+    """Look at this machine: set-up, disk, data directory, database."""
+    from pointsman.commands import check as commands
+
+    failed = False
+    for finding in commands.doctor(environment(), data_dir):
+        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.detail}")
+        if not finding.ok:
+            failed = True
+            click.echo(f"     -> {finding.mend}")
+    if failed:
+        sys.exit(1)
+
+
+@cli.group()
+def db() -> None:
+    """Look after the database's schema (DATABASE_URL)."""
+
+
+def _database_url() -> str:
+    url = environment().get("DATABASE_URL")
+    if not url:
+        raise ConfigError("DATABASE_URL is not set", code="E4204", mend="export DATABASE_URL=postgresql://user:password@host/db")
+    return url
+
+
+@db.command("migrate")
+def db_migrate() -> None:
+    """Apply LiteLLM's migrations and ours. Safe to run from many instances at once."""
+    from pointsman.migrations.runner import migrate
+
+    click.echo(str(migrate(_database_url(), lambda line: click.echo(line, err=True))))
+
+
+@db.command("status")
+def db_status() -> None:
+    """Show what is applied and what is pending; exit status 1 when something is."""
+    from pointsman.migrations.runner import status
+
+    result = status(_database_url())
+    click.echo(str(result))
+    if result.pending:
+        sys.exit(1)
+
+
+@cli.group()
+def mlops() -> None:
+    """Train strategies and publish them."""
+
+
+@mlops.command("train")
+@click.option("--strategy", type=click.Choice(["knn"]), required=True, help="Kind of strategy.")
+@click.option("--data", type=PATH, required=True, help="JSON lines (.jsonl, .jsonl.gz): query and a score for each model.")
+@click.option("--out", type=PATH, required=True, help="Directory for the bundle and its card.")
+@click.option("--name", default="llmrouter-knn", show_default=True, help="Name of the strategy that the bundle is for.")
+@click.option("--encoder", type=click.Choice(["tfidf", "hashing"]), default="tfidf", show_default=True)
+@click.option("--neighbours", type=click.IntRange(1, 1000), default=50, show_default=True, help="k of kNN.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def mlops_train(strategy: str, data: Path, out: Path, name: str, encoder: str, neighbours: int, seed: int) -> None:
+    """Train a strategy and write a bundle with its held-out evaluation."""
+    from pointsman.mlops.train import train_knn
+
+    del strategy  # `knn` is the only one yet; the choice above says so
+    bundle = train_knn(data, out, name=name, encoder=encoder, k=neighbours, seed=seed)
+    click.echo(str(bundle))
+
+
+@mlops.command("keygen")
+@click.option("--out", type=PATH, required=True, help="File for the private key (0600); the public key is printed.")
+@click.option("--id", "key_id", default="default", show_default=True, help="Key id, as `trusted_keys` names it.")
+def mlops_keygen(out: Path, key_id: str) -> None:
+    """Make an Ed25519 key pair for signing."""
+    from pointsman.mlops.keys import generate
+
+    click.echo(f"{key_id}: {generate(out, key_id)}")
+
+
+@mlops.command("publish")
+@click.argument("bundle", type=PATH)
+@click.option("--to", "destination", required=True, help="Pointer to write: s3://bucket/key/current.json, or a path.")
+@click.option("--key", type=PATH, help="Private key to sign with.")
+@click.option("--endpoint-url", help="An S3-compatible store instead of AWS.")
+def mlops_publish(bundle: Path, destination: str, key: Path | None, endpoint_url: str | None) -> None:
+    """Upload a bundle, then point to it."""
+    from pointsman.mlops.publish import publish
+    from pointsman.settings import S3Settings
+
+    pointer = publish(bundle, destination, key=key, s3=S3Settings(endpoint_url=endpoint_url))
+    click.echo(f"{destination}: sequence {pointer.sequence}, sha256 {pointer.sha256}")
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: run, print our errors, set the exit status."""
+    try:
+        cli.main(args=arguments, prog_name="pointsman")
+    except PointsmanError as error:
+        for problem in getattr(error, "problems", ()):
+            click.echo(str(problem), err=True)
+        click.echo(f"pointsman: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -34,7 +34,6 @@ __all__ = [
     "StrategySettings",
     "default_data_dir",
     "environment",
-    "update_environment",
 ]
 
 STRATEGY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -224,15 +223,3 @@ class PointsmanSettings(_Section):
 def environment() -> dict[str, str]:
     """A copy of the process environment; everything else in the package takes it as an argument."""
     return dict(os.environ)
-
-
-def update_environment(values: Mapping[str, str]) -> None:
-    """Set variables of this process; a worker does it once, before LiteLLM reads its configuration."""
-    os.environ.update(values)
-
-
-def default_data_dir(env: Mapping[str, str]) -> Path:
-    """`$XDG_DATA_HOME/pointsman`, by default `~/.local/share/pointsman` (XDG Base Directory Specification)."""
-    base = env.get("XDG_DATA_HOME") or ""
-    root = Path(base) if base.startswith("/") else Path(env.get("HOME") or "~").expanduser() / ".local" / "share"
-    return root / "pointsman"

@@ -84,6 +84,7 @@ class WorkerPool:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Condition()
         self._stopping = False
+        self._released = False
         self._fatal: ProcessError | None = None
 
     async def start(self) -> None:
@@ -144,9 +145,8 @@ class WorkerPool:
 
     async def _serve_preloader(self, channel: Channel) -> None:
         self._preloader_line = channel
-        for worker in self.workers:
-            if worker.pid is None and worker.channel is None:
-                channel.send({"worker": worker.index})
+        if self._released:
+            self._fork_missing(channel)
         while True:
             message = await channel.receive()
             worker = self.workers[message["worker"]]
@@ -154,6 +154,17 @@ class WorkerPool:
                 worker.pid = message["pid"]
             elif message["type"] == "exited" and worker.pid in (message["pid"], None):
                 await self._ended(worker, message["status"])
+
+    def release(self) -> None:
+        """Let the workers start, as soon as the preloader is ready; until then it only imports."""
+        self._released = True
+        if self._preloader_line is not None:
+            self._fork_missing(self._preloader_line)
+
+    def _fork_missing(self, line: Channel) -> None:
+        for worker in self.workers:
+            if worker.pid is None and worker.channel is None:
+                line.send({"worker": worker.index})
 
     async def _serve_worker(self, worker: Worker, channel: Channel) -> None:
         worker.channel = channel

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from typing import Any
 
 import uvicorn
@@ -17,7 +18,7 @@ from pointsman.gateway import build_app
 from pointsman.http.drain import DrainingServer
 from pointsman.process.channel import Channel, ChannelClosedError
 from pointsman.runtime import Runtime
-from pointsman.settings import PointsmanSettings, update_environment
+from pointsman.settings import PointsmanSettings
 
 __all__ = ["run_worker"]
 
@@ -48,7 +49,7 @@ async def _serve(worker: int, control: str, listen_fd: int) -> int:
         welcome = await channel.receive()
     except ChannelClosedError:
         return 1
-    update_environment(welcome["environment"])
+    sys.path.extend(welcome["python_path"])  # callbacks that the user keeps beside the YAML; last, so that they shadow nothing
     settings = PointsmanSettings.model_validate_json(welcome["settings"])
     runtime = Runtime(worker, channel, settings, welcome["database_url"], welcome["aliases"])
     await runtime.decisions.start()

@@ -1,0 +1,257 @@
+"""The supervisor: one process an instance, which owns every side effect and starts the workers.
+
+It owns the listening socket, embedded Postgres (`up`), migrations, the query engine, the polling of strategies, the worker
+pool and the drain. It never imports LiteLLM. What it starts is stopped in reverse order, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pointsman.decisions.store import maintain
+from pointsman.embedded_postgres import EmbeddedPostgres
+from pointsman.errors import DatabaseError, PointsmanError, RequestError
+from pointsman.litellm_config import GatewayConfig, load
+from pointsman.migrations.engine import QueryEngine
+from pointsman.migrations.runner import build_indexes, migrate
+from pointsman.process.environment import candidate_aliases, pooled_url, worker_environment
+from pointsman.process.listen import bind
+from pointsman.process.pool import WorkerPool
+from pointsman.process.progress import Progress
+from pointsman.process.secrets import Secrets, load_or_create
+from pointsman.process.strategies import StrategyService, groups_in_use
+
+__all__ = ["Options", "Supervisor"]
+
+logger = logging.getLogger("pointsman.supervisor")
+
+STOP_MARGIN = 30.0
+"""Seconds beyond the drain that workers get to flush; then they are killed."""
+
+MAINTENANCE_INTERVAL = 6 * 3600.0
+"""Seconds between two runs of partition upkeep; partitions are made days ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        config: the user's YAML file; never written to.
+        env: the process environment (`.env` merged in by `up`).
+        host, port: where to listen.
+        workers: how many.
+        data_dir: keys, database (embedded) and verified bundles live here.
+        embedded: run Postgres ourselves and make keys (`up`); else DATABASE_URL and the keys come from outside (`serve`).
+        database_wait: seconds to wait for a database that is not there yet.
+    """
+
+    config: Path
+    env: Mapping[str, str]
+    host: str
+    port: int
+    workers: int
+    data_dir: Path
+    embedded: bool
+    database_wait: float = 30.0
+
+
+class Supervisor:
+    """Runs one instance; `await run()` returns when it was asked to stop (SIGINT, SIGTERM) and everything is down.
+
+    Raises (from `run`):
+        PointsmanError: what failed at the start, or the workers cannot be kept alive.
+    """
+
+    def __init__(self, options: Options, progress: Progress, on_ready: Callable[[Supervisor], None]) -> None:
+        self.options = options
+        self.progress = progress
+        self.secrets: Secrets | None = None
+        self._on_ready = on_ready
+        self._stop = asyncio.Event()
+        self._config: GatewayConfig | None = None
+        self._pool: WorkerPool | None = None
+        self._strategies: StrategyService | None = None
+        self._database_url: str | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def config(self) -> GatewayConfig:
+        """The configuration in service."""
+        assert self._config is not None  # noqa: S101 - narrows the type; set first thing in `run`
+        return self._config
+
+    async def run(self) -> None:
+        """Start, serve, drain, stop."""
+        self._config = load(self.options.config, self.options.env)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop.set)
+        stopped = asyncio.ensure_future(self._stop.wait())
+        async with AsyncExitStack() as stack:
+            stack.callback(stopped.cancel)
+            starting = asyncio.ensure_future(self._start(stack))
+            await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                return
+            pool = await starting
+            self._on_ready(self)
+            failed = asyncio.ensure_future(pool.failed())
+            stack.callback(failed.cancel)
+            await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                raise failed.result()
+            self.progress.say("stopping: not ready, then draining")
+
+    async def _start(self, stack: AsyncExitStack) -> WorkerPool:
+        """Start everything; what is pushed on the stack is stopped in reverse order, so it is pushed before it starts."""
+        options, config, progress = self.options, self.config, self.progress
+        sock = bind(options.host, options.port)
+        stack.callback(sock.close)
+        run_dir = Path(tempfile.mkdtemp(prefix="pointsman-"))
+        stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
+        if options.embedded:
+            self.secrets = load_or_create(options.data_dir, options.env)
+        self._database_url = url = await self._database(stack)
+
+        engine = QueryEngine(pooled_url(url, config.effective, options.workers), run_dir) if url is not None else None
+        if engine is not None:
+            stack.push_async_callback(engine.stop)
+        environment = worker_environment(
+            config,
+            options.env,
+            run_dir=run_dir,
+            workers=options.workers,
+            database_url=url,
+            secrets=self.secrets,
+            engine=dict(engine.environment) if engine is not None else {},
+        )
+        self._pool = pool = WorkerPool(run_dir, sock.fileno(), options.workers, environment, self._welcome, self._call)
+        cache_dir = options.data_dir / ("bundles" if options.embedded else f"serve-{options.port}/bundles")
+        groups = groups_in_use(config.settings, config.effective.get("model_list") or ())
+        self._strategies = strategies = StrategyService(
+            config.settings, cache_dir, url, groups, pool.broadcast, lambda: pool.workers
+        )
+        stack.push_async_callback(self._cancel_tasks)
+        stack.push_async_callback(strategies.stop)
+        stack.push_async_callback(self._drain, pool, sock)
+
+        await pool.start()  # imports LiteLLM in the background, the longest step; the rest happens meanwhile
+        if url is not None and engine is not None:
+            with progress.step("database schema"):
+                await self._migrate(url)
+            with progress.step("query engine"):
+                await engine.start()
+            self._spawn(engine.run())
+            if config.settings.decisions.enabled:
+                await maintain(url, config.settings.decisions.retention_days)
+                self._spawn(self._maintain(url))
+        if config.settings.strategies:
+            with progress.step("strategies"):
+                await strategies.start()
+        with progress.step(f"LiteLLM, {options.workers} worker(s)"):
+            pool.release()
+            await pool.wait_until(lambda: all(worker.ready for worker in pool.workers))
+        if url is not None:
+            self._spawn(asyncio.to_thread(build_indexes, url))
+        return pool
+
+    async def _database(self, stack: AsyncExitStack) -> str | None:
+        if self.options.embedded:
+            postgres = EmbeddedPostgres(self.options.data_dir)
+            stack.push_async_callback(postgres.stop)
+            with self.progress.step("Postgres"):
+                return await postgres.start()
+        url = self.config.database_url or self.options.env.get("DATABASE_URL")
+        if url is None:
+            self.progress.say("  ! no DATABASE_URL: no virtual keys, no spend, no decision records")
+        return url
+
+    async def _migrate(self, url: str) -> None:
+        """Apply what is pending; a database that cannot be reached yet is waited for."""
+        deadline = asyncio.get_running_loop().time() + self.options.database_wait
+        while True:
+            try:
+                await asyncio.to_thread(migrate, url, self.progress.detail)
+                return
+            except DatabaseError as error:
+                if error.code != "E4500" or asyncio.get_running_loop().time() > deadline:
+                    raise
+                self.progress.detail(f"waiting for the database: {error.message}")
+                await asyncio.sleep(1)
+
+    async def _maintain(self, url: str) -> None:
+        while True:
+            await asyncio.sleep(MAINTENANCE_INTERVAL)
+            try:
+                await maintain(url, self.config.settings.decisions.retention_days)
+            except PointsmanError as error:
+                logger.error("decision records are not maintained: %s", error)
+
+    async def _drain(self, pool: WorkerPool, sock: socket.socket) -> None:
+        shutdown = self.config.settings.shutdown
+        refuse = asyncio.ensure_future(_refuse(sock, shutdown.not_ready + 1))
+        await pool.stop(shutdown.not_ready + shutdown.grace + STOP_MARGIN)
+        refuse.cancel()
+        await asyncio.gather(refuse, return_exceptions=True)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("background task failed: %s", error, exc_info=error)
+
+    async def _cancel_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _welcome(self) -> dict[str, Any]:
+        """The first message to a worker: what it needs before it serves."""
+        assert self._strategies is not None  # noqa: S101 - narrows the type; set before the pool starts
+        return {
+            "settings": self.config.settings.model_dump_json(),
+            "database_url": self._database_url,
+            "python_path": list(self.config.python_path),
+            "aliases": candidate_aliases(self.config.settings),
+            "snapshots": self._strategies.snapshots(),
+        }
+
+    async def _call(self, method: str, params: Mapping[str, Any]) -> Any:
+        """Answer a worker's endpoint."""
+        assert self._strategies is not None  # noqa: S101 - narrows the type; set before the pool starts
+        if method == "status":
+            return {"strategies": self._strategies.status(), "config": self._config_status()}
+        if method == "reload":
+            return await self._strategies.reload(params["name"])
+        if method == "rollback":
+            return await self._strategies.rollback(params["name"], params["actor"], params["reason"])
+        raise RequestError(f"no method {method!r}", code="E4004")
+
+    def _config_status(self) -> dict[str, Any]:
+        return {"source": str(self.options.config)}
+
+
+async def _refuse(sock: socket.socket, after: float) -> None:
+    """Make the kernel refuse new connections, for every process that shares the socket; else they would wait in its queue."""
+    await asyncio.sleep(after)
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
