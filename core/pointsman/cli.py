@@ -19,9 +19,7 @@ __all__ = ["cli", "main"]
 PATH = click.Path(path_type=Path)
 data_dir_option = click.option("--data-dir", type=PATH, help="Directory for keys, database and verified bundles.")
 host_option = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-port_option = click.option(
-    "--port", type=click.IntRange(1, 65_535), default=4000, show_default=True, help="Port to listen on."
-)
+port_option = click.option("--port", type=click.IntRange(1, 65_535), default=4000, show_default=True, help="Port to listen on.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -141,7 +139,9 @@ def db() -> None:
 def _database_url() -> str:
     url = environment().get("DATABASE_URL")
     if not url:
-        raise ConfigError("DATABASE_URL is not set", code="E4204", mend="export DATABASE_URL=postgresql://user:password@host/db")
+        raise ConfigError(
+            "DATABASE_URL is not set", code="E4204", mend="export DATABASE_URL=postgresql://user:password@host/db"
+        )
     return url
 
 
@@ -204,6 +204,7 @@ def mlops_keygen(out: Path, key_id: str) -> None:
 def mlops_publish(bundle: Path, destination: str, key: Path | None, endpoint_url: str | None) -> None:
     """Upload a bundle, then point to it."""
     from pointsman.mlops.publish import publish
+
     from pointsman.settings import S3Settings
 
     pointer = publish(bundle, destination, key=key, s3=S3Settings(endpoint_url=endpoint_url))

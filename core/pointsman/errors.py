@@ -110,9 +110,7 @@ class PointsmanError(Exception):
 
     default_code: ClassVar[str] = "E4600"
 
-    def __init__(
-        self, message: str, *, code: str | None = None, where: str | None = None, mend: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, code: str | None = None, where: str | None = None, mend: str | None = None) -> None:
         self.message = message
         self.spec = CATALOGUE[code or self.default_code]
         self.where = where

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pointsman.decisions.store import DecisionStore
+from pointsman.strategies.registry import StrategyRegistry
+from pointsman.strategies.reloader import Snapshot
+
 from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
 from pointsman.process.channel import Channel, ChannelClosedError
 from pointsman.settings import PointsmanSettings
-from pointsman.strategies.registry import StrategyRegistry
-from pointsman.strategies.reloader import Snapshot
 
 __all__ = ["Runtime"]
 

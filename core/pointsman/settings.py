@@ -12,7 +12,6 @@ import binascii
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -223,3 +222,10 @@ class PointsmanSettings(_Section):
 def environment() -> dict[str, str]:
     """A copy of the process environment; everything else in the package takes it as an argument."""
     return dict(os.environ)
+
+
+def default_data_dir(env: Mapping[str, str]) -> Path:
+    """`$XDG_DATA_HOME/pointsman`, by default `~/.local/share/pointsman` (XDG Base Directory Specification)."""
+    base = env.get("XDG_DATA_HOME") or ""
+    root = Path(base) if base.startswith("/") else Path(env.get("HOME") or "~").expanduser() / ".local" / "share"
+    return root / "pointsman"

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from pointsman.decisions.store import maintain
+from pointsman.migrations.runner import build_indexes, migrate
+
 from pointsman.embedded_postgres import EmbeddedPostgres
 from pointsman.errors import DatabaseError, PointsmanError, RequestError
 from pointsman.litellm_config import GatewayConfig, load
 from pointsman.migrations.engine import QueryEngine
-from pointsman.migrations.runner import build_indexes, migrate
 from pointsman.process.environment import candidate_aliases, pooled_url, worker_environment
 from pointsman.process.listen import bind
 from pointsman.process.pool import WorkerPool

@@ -41,9 +41,7 @@ def up(
             install.ensure_installed(progress.detail)
     if config is None:
         config = litellm_config.prepare_profile(profile or "local", where, env, progress.detail)
-    options = Options(
-        config=config, env=env, host=host, port=port, workers=1, data_dir=where, embedded=True
-    )
+    options = Options(config=config, env=env, host=host, port=port, workers=1, data_dir=where, embedded=True)
     _run(Supervisor(options, progress, _announce_up))
 
 

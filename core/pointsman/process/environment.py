@@ -27,9 +27,7 @@ def pooled_url(url: str, effective: Mapping[str, Any], workers: int) -> str:
     general = effective.get("general_settings") or {}
     limit = int(general.get("database_connection_pool_limit") or DEFAULT_POOL_LIMIT) * workers
     timeout = (
-        general.get("database_connection_timeout")
-        or general.get("database_connection_pool_timeout")
-        or DEFAULT_POOL_TIMEOUT
+        general.get("database_connection_timeout") or general.get("database_connection_pool_timeout") or DEFAULT_POOL_TIMEOUT
     )
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -99,7 +97,10 @@ def _aliases(path: Path) -> dict[str, str]:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"cannot read the candidates' metadata: {error}", code="E4203", where=str(path), mend="give LLMRouter's llm_data JSON"
+            f"cannot read the candidates' metadata: {error}",
+            code="E4203",
+            where=str(path),
+            mend="give LLMRouter's llm_data JSON",
         ) from error
     if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
         raise ConfigError(

@@ -198,7 +198,7 @@ class WorkerPool:
             reply["result"] = await self._call(message["method"], message["params"])
         except PointsmanError as error:
             reply["error"] = {"message": error.message, "code": error.code, "where": error.where, "mend": error.mend}
-        except Exception as error:  # noqa: BLE001 - an endpoint gets an answer whatever goes wrong; the log has the trace
+        except Exception as error:  # an endpoint gets an answer whatever goes wrong; the log has the trace
             logger.exception("call %s failed", message["method"])
             reply["error"] = {"message": f"{type(error).__name__}: {error}", "code": "E4600"}
         channel.send(reply)

@@ -11,11 +11,12 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pointsman.strategies.reloader import Reloader, Snapshot
+from pointsman.strategies.rollout import open_rollout
+
 from pointsman.errors import RequestError
 from pointsman.process.pool import Worker
 from pointsman.settings import PointsmanSettings
-from pointsman.strategies.reloader import Reloader, Snapshot
-from pointsman.strategies.rollout import open_rollout
 
 __all__ = ["StrategyService", "groups_in_use"]
 
@@ -55,9 +56,7 @@ class StrategyService:
     async def start(self) -> None:
         """Bring up what is known of every strategy, at once; a source that is away delays nothing."""
         await asyncio.gather(*(reloader.start() for reloader in self._reloaders.values()))
-        self._tasks = [
-            asyncio.create_task(reloader.run(), name=f"reload-{name}") for name, reloader in self._reloaders.items()
-        ]
+        self._tasks = [asyncio.create_task(reloader.run(), name=f"reload-{name}") for name, reloader in self._reloaders.items()]
 
     async def stop(self) -> None:
         """End the polling."""

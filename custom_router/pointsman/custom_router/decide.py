@@ -8,13 +8,14 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from pointsman.strategies.registry import StrategyRegistry
+
 from pointsman.custom_router.filters import apply_filters
 from pointsman.custom_router.pick import POLICY, match, order
 from pointsman.custom_router.request import RoutingRequest
 from pointsman.decisions import Decision, Dropped, new_decision_id
 from pointsman.decisions.ticket import Ticket
 from pointsman.settings import RoutingSettings
-from pointsman.strategies.registry import StrategyRegistry
 
 __all__ = ["Decider"]
 
@@ -112,6 +113,6 @@ class Decider:
             return await asyncio.wait_for(future, self._settings.deadline_ms / 1000), None
         except TimeoutError:
             return {}, "deadline"
-        except Exception:  # noqa: BLE001 - law 3: a broken strategy must not fail the request
+        except Exception:  # law 3: a broken strategy must not fail the request
             logger.exception("strategy %s failed", name)
             return {}, "error"

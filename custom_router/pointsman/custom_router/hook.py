@@ -24,6 +24,7 @@ from pointsman.decisions.ticket import Ticket, current_ticket
 
 if TYPE_CHECKING:
     from pointsman.decisions.store import DecisionStore
+
     from pointsman.runtime import Runtime
 
 __all__ = ["RouterHook", "router_hook"]
@@ -89,7 +90,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             return healthy_deployments
         try:
             return await self._filter(self._decider, ticket, model, healthy_deployments, messages, request_kwargs or {})
-        except Exception:  # noqa: BLE001 - law 3: an exception here would be a 500 to the client
+        except Exception:  # law 3: an exception here would be a 500 to the client
             logger.exception("routing failed; LiteLLM's own choice holds")
             return healthy_deployments
 
@@ -119,7 +120,9 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             team_id=metadata.get("user_api_key_team_id"),
             user_id=metadata.get("user_api_key_user_id"),
             retries=retries,
-            excluded=frozenset(_ids(kwargs.get("_excluded_deployment_ids")) + _ids(kwargs.get("_retry_skipped_deployment_ids"))),
+            excluded=frozenset(
+                _ids(kwargs.get("_excluded_deployment_ids")) + _ids(kwargs.get("_retry_skipped_deployment_ids"))
+            ),
         )
         decision = await decider.decide(request, ticket)
         ticket.decision, ticket.retries = decision, retries
