@@ -1,4 +1,4 @@
-"""What a person sees while the gateway starts: one line a step, with its time; a failing step says which, why and what to do."""
+"""What a person sees while the gateway starts: a line a step, with its time; a failing step says which, why and what to do."""
 
 from __future__ import annotations
 
