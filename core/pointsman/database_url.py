@@ -66,7 +66,10 @@ def check(url: str) -> None:
         raise DatabaseError("the database URL is malformed", code="E4504", where="DATABASE_URL", mend=mend) from error
     if parts.scheme not in _SCHEMES:
         raise DatabaseError(
-            f"the database URL's scheme is not postgresql (it is {parts.scheme[:20]!r})", code="E4504", where="DATABASE_URL", mend=mend
+            f"the database URL's scheme is not postgresql (it is {parts.scheme[:20]!r})",
+            code="E4504",
+            where="DATABASE_URL",
+            mend=mend,
         )
     if port == 0:
         raise DatabaseError("the database URL's port is 0", code="E4504", where="DATABASE_URL", mend=mend)

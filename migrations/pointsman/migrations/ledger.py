@@ -1,0 +1,118 @@
+"""What was applied, in the database itself: Prisma's table `_prisma_migrations`, written as Prisma writes it, and ours."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from pointsman.migrations.sources import Migration
+
+__all__ = ["OUR_TABLE", "PRISMA_TABLE", "Ledger", "OurLedger", "PrismaLedger"]
+
+PRISMA_TABLE = "_prisma_migrations"
+OUR_TABLE = "pointsman_migrations"
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """A ledger as read.
+
+    Attributes:
+        exists: whether the table is there.
+        applied: name -> sha256 of the file as it was applied.
+        failed: name -> what Prisma logged, for rows that neither finished nor were rolled back.
+        complete: names among `failed` whose only missing step is the note that they finished.
+    """
+
+    exists: bool
+    applied: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    complete: dict[str, str] = field(default_factory=dict)
+
+
+def _exists(connection: psycopg.Connection[Any], table: str) -> bool:
+    # Through the search path, where everything else here looks too.
+    row = connection.execute("SELECT to_regclass(quote_ident(%s)) IS NOT NULL", (table,)).fetchone()
+    return bool(row and row[0])
+
+
+class PrismaLedger:
+    """`_prisma_migrations`, columns and values as the 5.17 schema engine writes them (checksum: sha256 of the file)."""
+
+    @staticmethod
+    def read(connection: psycopg.Connection[Any]) -> Ledger:
+        """The ledger of the connection's schema."""
+        if not _exists(connection, PRISMA_TABLE):
+            return Ledger(exists=False)
+        ledger = Ledger(exists=True)
+        rows = connection.execute(
+            f"SELECT migration_name, checksum, finished_at IS NOT NULL, applied_steps_count, coalesce(logs, '') "  # noqa: S608 - a constant
+            f"FROM {PRISMA_TABLE} WHERE rolled_back_at IS NULL ORDER BY started_at"
+        ).fetchall()
+        for name, checksum, finished, steps, logs in rows:
+            if finished:
+                ledger.applied[name] = checksum
+            else:
+                ledger.failed[name] = logs
+                if steps == 1 and not logs.strip():
+                    ledger.complete[name] = checksum
+        return ledger
+
+    @staticmethod
+    def create(connection: psycopg.Connection[Any]) -> None:
+        """Make the table when it is missing."""
+        connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {PRISMA_TABLE} (id VARCHAR(36) PRIMARY KEY NOT NULL, checksum VARCHAR(64) NOT NULL, "
+            "finished_at TIMESTAMPTZ, migration_name VARCHAR(255) NOT NULL, logs TEXT, rolled_back_at TIMESTAMPTZ, "
+            "started_at TIMESTAMPTZ NOT NULL DEFAULT now(), applied_steps_count INTEGER NOT NULL DEFAULT 0)"
+        )
+
+    @staticmethod
+    def record(connection: psycopg.Connection[Any], migration: Migration, started: datetime, *, steps: int = 1) -> None:
+        """Note a finished migration. `steps` 0 is Prisma's mark for "resolved as applied, not run"."""
+        connection.execute(
+            f"INSERT INTO {PRISMA_TABLE} (id, checksum, finished_at, migration_name, started_at, applied_steps_count) "  # noqa: S608 - a constant
+            "VALUES (%s, %s, clock_timestamp(), %s, %s, %s)",
+            (str(uuid.uuid4()), migration.sha256, migration.name, started, steps),
+        )
+
+    @staticmethod
+    def finish(connection: psycopg.Connection[Any], name: str) -> None:
+        """Note that a migration whose step succeeded has finished (its runner died between the two notes)."""
+        connection.execute(
+            f"UPDATE {PRISMA_TABLE} SET finished_at = clock_timestamp() "  # noqa: S608 - a constant
+            "WHERE migration_name = %s AND finished_at IS NULL AND rolled_back_at IS NULL AND applied_steps_count = 1",
+            (name,),
+        )
+
+
+class OurLedger:
+    """`pointsman_migrations`: name, sha256, applied_at."""
+
+    @staticmethod
+    def read(connection: psycopg.Connection[Any]) -> Ledger:
+        """The ledger of the connection's schema."""
+        if not _exists(connection, OUR_TABLE):
+            return Ledger(exists=False)
+        rows = connection.execute(f"SELECT name, sha256 FROM {OUR_TABLE}").fetchall()  # noqa: S608 - a constant
+        return Ledger(exists=True, applied=dict(rows))
+
+    @staticmethod
+    def create(connection: psycopg.Connection[Any]) -> None:
+        """Make the table when it is missing."""
+        connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {OUR_TABLE} "
+            "(name text PRIMARY KEY, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"
+        )
+
+    @staticmethod
+    def record(connection: psycopg.Connection[Any], name: str, sha256: str) -> None:
+        """Note a finished migration (or another step done once for a database)."""
+        connection.execute(
+            f"INSERT INTO {OUR_TABLE} (name, sha256) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET sha256 = EXCLUDED.sha256",  # noqa: S608 - a constant
+            (name, sha256),
+        )
