@@ -18,11 +18,15 @@ from pointsman.strategies.reloader import Snapshot
 
 from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
 from pointsman.process.channel import Channel, ChannelClosedError
+from pointsman.process.models import ModelSync
 from pointsman.settings import PointsmanSettings
 
-__all__ = ["Runtime"]
+__all__ = ["MODELS", "Runtime"]
 
 logger = logging.getLogger("pointsman.runtime")
+
+MODELS = "*models*"
+"""The name under which workers acknowledge a `model_list`; no strategy can be called so."""
 
 CALL_TIMEOUT = 30.0
 """Seconds that an endpoint waits for the supervisor."""
@@ -53,7 +57,7 @@ class Runtime:
         self.strategies = StrategyRegistry()
         self.decisions = DecisionStore(database_url, settings.decisions)
         self.on_drain: Callable[[], None] = lambda: None
-        self.on_models: Callable[[Mapping[str, Any]], None] = lambda _: None
+        self.models: ModelSync | None = None
         self._channel = channel
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._ids = itertools.count(1)
@@ -98,9 +102,19 @@ class Runtime:
                 else:
                     call.set_result(message.get("result"))
         elif kind == "models":
-            self.on_models(message)
+            self._apply_models(message)
         elif kind == "drain":
             self.on_drain()
+
+    def _apply_models(self, message: Mapping[str, Any]) -> None:
+        ack: dict[str, Any] = {"type": "ack", "strategy": MODELS, "generation": message["generation"]}
+        try:
+            assert self.models is not None  # noqa: S101 - narrows the type; set before the worker listens
+            self.models.apply(message["models"])
+        except PointsmanError as error:
+            logger.error("cannot take up the changed model list: %s", error)
+            ack |= {"error": str(error)}
+        self._channel.send(ack)
 
     def tell(self, **message: Any) -> None:
         """Tell the supervisor something that wants no answer."""

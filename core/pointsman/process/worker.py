@@ -17,6 +17,7 @@ from pointsman.custom_router.hook import router_hook
 from pointsman.gateway import build_app
 from pointsman.http.drain import DrainingServer
 from pointsman.process.channel import Channel, ChannelClosedError
+from pointsman.process.models import ModelSync
 from pointsman.runtime import Runtime
 from pointsman.settings import PointsmanSettings
 
@@ -52,6 +53,7 @@ async def _serve(worker: int, control: str, listen_fd: int) -> int:
     sys.path.extend(welcome["python_path"])  # callbacks that the user keeps beside the YAML; last, so that they shadow nothing
     settings = PointsmanSettings.model_validate_json(welcome["settings"])
     runtime = Runtime(worker, channel, settings, welcome["database_url"], welcome["aliases"])
+    runtime.models = ModelSync(welcome["models"])
     await runtime.decisions.start()
     await asyncio.gather(*(runtime.apply(snapshot) for snapshot in welcome["snapshots"]))
     router_hook.bind(runtime)

@@ -1,0 +1,119 @@
+"""Decisions: fallback reasons, the deadline, and never an id already tried."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pointsman.custom_router.decide import Decider
+from pointsman.custom_router.request import Candidate, RoutingRequest
+from pointsman.decisions.ticket import Ticket
+from pointsman.settings import RoutingSettings
+
+
+class Shelf:
+    """The registry's one method, with scorers made for the test."""
+
+    def __init__(self, **scorers: Callable[[str], dict[str, float]]) -> None:
+        self._scorers = scorers
+
+    def get(self, name: str) -> Any:
+        scorer = self._scorers.get(name)
+        return SimpleNamespace(version="7", models=("weak", "strong"), score=scorer) if scorer else None
+
+
+def request(*names: str, text: str = "hello") -> RoutingRequest:
+    candidates = tuple(Candidate(name, f"openai/{name}", (name,), None) for name in names)
+    return RoutingRequest("auto", text, candidates, "r", None, None, None, None, (0, 0), frozenset())
+
+
+def decider(shelf: Shelf, **settings: Any) -> Decider:
+    return Decider(RoutingSettings(default="s", **settings), shelf, {}, capture_prompts=False)  # type: ignore[arg-type]
+
+
+async def test_the_best_comes_first_and_the_version_is_told() -> None:
+    decision = await decider(Shelf(s=lambda _: {"weak": 0.2, "strong": 0.9})).decide(request("weak", "strong"), Ticket())
+    assert decision.order == ("strong", "weak")
+    assert (decision.strategy, decision.version, decision.model, decision.fallback) == ("s", "7", "openai/strong", None)
+
+
+async def test_what_failed_in_this_request_is_not_picked_again() -> None:
+    ticket = Ticket(failed={"strong"})
+    decision = await decider(Shelf(s=lambda _: {"weak": 0.2, "strong": 0.9})).decide(request("weak", "strong"), ticket)
+    assert decision.order == ("weak",)
+    assert [(item.deployment_id, item.reason) for item in decision.dropped] == [("strong", "tried")]
+
+
+async def test_when_all_have_failed_all_are_candidates_again() -> None:
+    ticket = Ticket(failed={"strong", "weak"})
+    decision = await decider(Shelf(s=lambda _: {"weak": 0.2, "strong": 0.9})).decide(request("weak", "strong"), ticket)
+    assert decision.order == ("strong", "weak")
+
+
+async def test_an_unknown_deployment_serves_last() -> None:
+    decision = await decider(Shelf(s=lambda _: {"weak": 0.2, "strong": 0.9})).decide(request("new", "weak"), Ticket())
+    assert decision.order == ("weak", "new")
+    assert [(item.deployment_id, item.reason) for item in decision.dropped] == [("new", "no_score")]
+
+
+def boom(_: str) -> dict[str, float]:
+    raise ValueError("broken strategy")
+
+
+@pytest.mark.parametrize(
+    ("shelf", "asked", "reason"),
+    [
+        (Shelf(), request("weak", "strong"), "no_bundle"),
+        (Shelf(s=lambda _: {}), request("weak", "strong", text=""), "no_text"),
+        (Shelf(s=lambda _: {"weak": 1.0}), request("a", "b"), "no_candidate"),
+        (Shelf(s=boom), request("weak", "strong"), "error"),
+    ],
+)
+async def test_fallback_reasons(shelf: Shelf, asked: RoutingRequest, reason: str) -> None:
+    decision = await decider(shelf).decide(asked, Ticket())
+    assert (decision.fallback, decision.order, decision.strategy) == (reason, (), None)
+
+
+async def test_a_slow_strategy_costs_its_deadline_and_no_more() -> None:
+    release = threading.Event()
+
+    def slow(_: str) -> dict[str, float]:
+        release.wait(30)
+        return {"weak": 1.0}
+
+    deciding = decider(Shelf(s=slow), deadline_ms=20)
+    try:
+        decision = await asyncio.wait_for(deciding.decide(request("weak", "strong"), Ticket()), 10)
+        assert decision.fallback == "deadline"
+        assert decision.microseconds >= 20_000
+    finally:
+        release.set()
+        deciding.close()
+
+
+async def test_a_group_of_one_and_a_group_without_strategy_are_not_scored() -> None:
+    one = await decider(Shelf(s=boom)).decide(request("weak"), Ticket())
+    assert (one.fallback, one.strategy) == (None, None)
+    other = await decider(Shelf(s=boom), groups={"auto": None}).decide(request("weak", "strong"), Ticket())
+    assert (other.fallback, other.strategy) == (None, None)
+
+
+@given(st.sets(st.sampled_from("abcd")), st.sets(st.sampled_from("abcd"), min_size=1))
+def test_never_an_id_already_tried_while_another_remains(failed: set[str], present: set[str]) -> None:
+    async def run() -> None:
+        shelf = Shelf(s=lambda _: {"weak": 0.5, "strong": 0.6})
+        deciding = decider(shelf, candidates={"weak": "a", "strong": "b"})
+        try:
+            decision = await deciding.decide(request(*sorted(present)), Ticket(failed=set(failed)))
+        finally:
+            deciding.close()
+        if present - failed and decision.order:
+            assert decision.order[0] not in failed
+
+    asyncio.run(run())
