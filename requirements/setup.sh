@@ -39,7 +39,7 @@ step() { # step WHICH WHAT-TO-DO COMMAND...
     wait "$dots" 2>/dev/null || :
     trap - EXIT INT TERM
     if [ "$status" -ne 0 ]; then
-        printf ' failed\n\n' && tail -n 30 "$log" >&2
+        printf ' failed\n\n' && tail -n 30 "$log" >&2 && echo >&2
         fail "$which" "the command above ended with status $status; its whole output is in $log" "$advice"
     fi
     printf ' %s s\n' "$(($(date +%s) - begun))"

@@ -1,0 +1,43 @@
+"""The generated pages of docs/. `python -m support.pages` (with `tests` on the path) writes them; a test holds that they are fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pointsman.errors import CATALOGUE, PointsmanError
+from support.marks import ROOT
+from support.requirements import coverage_page
+
+__all__ = ["PAGES", "errors_page", "stale"]
+
+
+def errors_page() -> str:
+    """docs/errors.md: every code of the catalogue, grouped by the class that raises it."""
+    lines = ["# Errors", "", "Generated from `pointsman.errors` by `make docs`; do not edit.", ""]
+    lines += [
+        "Every error of Pointsman's own has a code. Over HTTP it is JSON in the shape that OpenAI clients read, with `code`, `param`",
+        "(where) and `mend` (what to do); on the command line it is one line on stderr and exit status 1.",
+    ]
+    for error in PointsmanError.__subclasses__():
+        prefix = error.default_code[:3]
+        lines += ["", f"## {error.__name__}: {prefix}xx", "", "| Code | HTTP | Name | Meaning |", "|-|-|-|-|"]
+        lines += [f"| {row.code} | {row.status} | `{row.name}` | {row.meaning} |" for row in CATALOGUE.values() if row.code.startswith(prefix)]
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {"docs/errors.md": errors_page, "docs/coverage.md": coverage_page}
+
+
+def stale() -> list[str]:
+    """The pages whose file is not what would be written now."""
+    return [
+        page
+        for page, render in PAGES.items()
+        if not (ROOT / page).is_file() or (ROOT / page).read_text(encoding="utf-8") != render()
+    ]
+
+
+if __name__ == "__main__":
+    for page in stale():
+        (ROOT / page).write_text(PAGES[page](), encoding="utf-8")
+        print(f"wrote {page}")
