@@ -1,0 +1,231 @@
+"""`router_settings.routing_strategy: llmrouter-*`, as users of LLMRouter's gateways write it, -> `pointsman.strategies`.
+
+LiteLLM's router refuses to start with such a name, so the effective copy says `simple-shuffle`, and the learned strategy
+decides in a callback. Whatever is not `llmrouter-*` is left to LiteLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from pointsman.litellm_config.problems import KeyPath
+from pointsman.litellm_config.source import Source
+from pointsman.litellm_config.tables import (
+    LITELLM_STRATEGIES,
+    LLMROUTER_ARGUMENTS,
+    LLMROUTER_PREFIX,
+    LLMROUTER_STRATEGIES,
+    SERVED_KINDS,
+)
+from pointsman.overrides import closest
+from pointsman.settings import PointsmanSettings, StrategySettings
+
+__all__ = ["Translation", "check_strategies", "local_path", "translate"]
+
+PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".joblib", ".bin"})
+_ROUTER: KeyPath = ("router_settings",)
+_STRATEGY: KeyPath = ("router_settings", "routing_strategy")
+_ARGUMENTS: KeyPath = ("router_settings", "routing_strategy_args")
+
+
+@dataclass(slots=True)
+class Translation:
+    """The learned strategy that `router_settings` names.
+
+    Attributes:
+        name: `llmrouter-knn`, or None when there is none.
+        strategy: what to put under `pointsman.strategies.<name>`.
+        origins: key within `strategy` -> the key of the file that it comes from.
+    """
+
+    name: str | None = None
+    strategy: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, KeyPath] = field(default_factory=dict)
+
+
+def translate(source: Source) -> Translation:
+    """Read the learned strategy from `router_settings`, noting problems."""
+    assert source.value is not None  # noqa: S101 - called for parsed files only
+    router = source.value.get("router_settings")
+    if not isinstance(router, dict):
+        return Translation()
+    _check_groups(source, router)
+    name = router.get("routing_strategy")
+    if name is None:
+        return Translation()
+    if not isinstance(name, str):
+        source.problem(_STRATEGY, "E4203", "is not a name", f"Give one of {', '.join(sorted(LITELLM_STRATEGIES))}.")
+        return Translation()
+    if name not in LLMROUTER_STRATEGIES:
+        if name not in LITELLM_STRATEGIES:
+            _unknown_strategy(source, _STRATEGY, name)
+        return Translation()
+    kind = name.removeprefix(LLMROUTER_PREFIX)
+    if kind not in SERVED_KINDS:
+        _not_served(source, _STRATEGY, name)
+        return Translation()
+    arguments = router.get("routing_strategy_args")
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        source.problem(_ARGUMENTS, "E4203", "is not a mapping", "Write `model_path:` below it.")
+        return Translation()
+    return _translate(source, name, kind, arguments)
+
+
+def _translate(source: Source, name: str, kind: str, arguments: Mapping[str, Any]) -> Translation:
+    for key in arguments:
+        if key not in LLMROUTER_ARGUMENTS:
+            guess = closest(key, LLMROUTER_ARGUMENTS)
+            mend = (f"Did you mean {guess}? " if guess else "") + f"Known: {', '.join(sorted(LLMROUTER_ARGUMENTS))}."
+            source.problem((*_ARGUMENTS, key), "E4202", f"{key!r} is no argument of {name}", mend)
+    translation = Translation(name, {"kind": kind})
+    origins = translation.origins
+    for key in ("hot_reload", "reload_interval", "llm_data_path", "trusted_keys", "require_signature", "max_bytes", "s3"):
+        if arguments.get(key) is not None:
+            translation.strategy[key] = arguments[key]
+            origins[key] = (*_ARGUMENTS, key)
+    bucket, s3_key, path = (arguments.get(key) for key in ("model_s3_bucket", "model_s3_key", "model_path"))
+    wrong = [key for key in ("model_s3_bucket", "model_s3_key", "model_path") if not isinstance(arguments.get(key), str | None)]
+    for key in wrong:
+        source.problem((*_ARGUMENTS, key), "E4203", "is not text", "Give a name or path; quote a number.")
+    if wrong:
+        return Translation()
+    if bucket or s3_key:
+        if not (bucket and s3_key):
+            missing = "model_s3_key" if bucket else "model_s3_bucket"
+            mend = f"Add `{missing}:`; a strategy in S3 has both."
+            source.problem((*_ARGUMENTS, missing), "E4204", "is missing", mend)
+            return Translation()
+        if path:
+            message = "is not used: the strategy comes from model_s3_bucket"
+            source.warn(
+                (*_ARGUMENTS, "model_path"), "E4203", message, "Remove one of the two; verified copies are kept anyway."
+            )
+        translation.strategy["source"] = f"s3://{bucket}/{str(s3_key).lstrip('/')}"
+        origins["source"] = (*_ARGUMENTS, "model_s3_key")
+    elif path:
+        translation.strategy["source"] = path
+        origins["source"] = (*_ARGUMENTS, "model_path")
+    else:
+        mend = "Add `model_path:` (a pointer or bundle), or `model_s3_bucket:` and `model_s3_key:`."
+        source.problem(_ARGUMENTS if arguments else _STRATEGY, "E4204", f"{name} has no model", mend)
+        return Translation()
+    return translation
+
+
+def _unknown_strategy(source: Source, path: KeyPath, name: str) -> None:
+    guess = closest(name, LITELLM_STRATEGIES | LLMROUTER_STRATEGIES) or closest(
+        f"{LLMROUTER_PREFIX}{name}", LLMROUTER_STRATEGIES
+    )
+    mend = f"Did you mean {guess}? " if guess else ""
+    served = [f"{LLMROUTER_PREFIX}{kind}" for kind in sorted(SERVED_KINDS)]
+    mend += f"Known: {', '.join([*served, *sorted(LITELLM_STRATEGIES)])}."
+    source.problem(path, "E4206", f"there is no strategy {name!r}", mend)
+
+
+def _not_served(source: Source, path: KeyPath, name: str) -> None:
+    served = ", ".join(f"{LLMROUTER_PREFIX}{kind}" for kind in sorted(SERVED_KINDS))
+    source.problem(path, "E4206", f"{name} is not yet served by this version", f"Use {served}, or a strategy of LiteLLM's own.")
+
+
+def _check_groups(source: Source, router: Mapping[str, Any]) -> None:
+    groups = router.get("routing_groups")
+    for index, group in enumerate(groups if isinstance(groups, list) else ()):
+        name = group.get("routing_strategy") if isinstance(group, dict) else None
+        path: KeyPath = (*_ROUTER, "routing_groups", index, "routing_strategy")
+        if isinstance(name, str) and name.startswith(LLMROUTER_PREFIX):
+            mend = "Write the strategy under `pointsman.strategies` and name it in `pointsman.routing.groups`."
+            source.problem(path, "E4206", "a learned strategy cannot stand in a routing group", mend)
+        elif isinstance(name, str) and name not in LITELLM_STRATEGIES | {"priority"}:
+            _unknown_strategy(source, path, name)
+
+
+def local_path(location: str) -> Path | None:
+    """The file behind a path or `file://` URL; None for `s3://`."""
+    if location.startswith("file://"):
+        return Path(unquote(location.removeprefix("file://")))
+    return None if "://" in location else Path(location)
+
+
+def check_strategies(source: Source, settings: PointsmanSettings, where: Mapping[str, Mapping[str, KeyPath]]) -> None:
+    """Check what the types cannot: pickles, kinds that are not served, keys that are missing, files that are not there.
+
+    Args:
+        source: takes the problems.
+        settings: valid settings, with absolute paths.
+        where: strategy -> its key -> where that stands in the file, for those that `translate` made.
+    """
+    for name, strategy in settings.strategies.items():
+        origins = where.get(name, {})
+
+        def at(key: str, name: str = name, origins: Mapping[str, KeyPath] = origins) -> KeyPath:
+            return origins.get(key, ("pointsman", "strategies", name, key))
+
+        _check_source(source, at("source"), strategy)
+        if strategy.kind is not None and strategy.kind not in SERVED_KINDS:
+            _not_served(source, at("kind"), f"{LLMROUTER_PREFIX}{strategy.kind}")
+        if strategy.require_signature and not strategy.trusted_keys:
+            message = "no bundle will be taken: signatures are required and no key is trusted; LiteLLM's own choice holds"
+            mend = "Add `trusted_keys:` (`pointsman mlops` makes a key), or `require_signature: false` if you trust the store."
+            source.warn(at("trusted_keys"), "E4206", message, mend)
+        elif strategy.require_signature and strategy.source.lower().endswith(".zip"):
+            message = "a bare bundle carries no signature, and signatures are required: it will not be taken"
+            source.warn(at("source"), "E4206", message, "Give its pointer (.json), or `require_signature: false`.")
+        if strategy.llm_data_path is not None:
+            _check_metadata(source, at("llm_data_path"), Path(strategy.llm_data_path))
+
+
+def _check_source(source: Source, path: KeyPath, strategy: StrategySettings) -> None:
+    suffix = Path(strategy.source).suffix.lower()
+    file = local_path(strategy.source)
+    if suffix in PICKLE_SUFFIXES or (file is not None and _is_pickle(file)):
+        mend = "Convert it once, where you trust it, by `pointsman strategies import FILE --out DIR`; name what that writes."
+        source.problem(path, "E4205", "a pickle runs whatever code is in it when it is read; it is never loaded here", mend)
+    elif suffix not in {".json", ".zip"}:
+        source.problem(
+            path, "E4203", "names neither a pointer (.json) nor a bundle (.zip)", "Name the `current.json` of the strategy."
+        )
+    elif file is not None:
+        try:
+            mode = file.stat().st_mode
+        except OSError as error:
+            message = (
+                f"{file} cannot be read now ({error.strerror or type(error).__name__}); until then LiteLLM's own choice holds"
+            )
+            source.warn(path, "E4206", message, "Publish the strategy there: `pointsman mlops publish`.")
+        else:
+            if stat.S_ISDIR(mode):
+                source.problem(path, "E4203", f"{file} is a directory", "Name the pointer in it, e.g. `current.json`.")
+
+
+def _is_pickle(file: Path) -> bool:
+    """Whether the file begins as pickles of protocol 2 to 5 do."""
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return False
+        with file.open("rb") as stream:
+            head = stream.read(2)
+    except OSError:
+        return False
+    return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5
+
+
+def _check_metadata(source: Source, path: KeyPath, file: Path) -> None:
+    mend = 'Give LLMRouter\'s llm_data JSON: {"name": {"model": ..., "input_price": ...}, ...}.'
+    try:
+        data = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        source.problem(path, "E4203", f"{file} cannot be read: {error.strerror or type(error).__name__}", mend)
+        return
+    except (ValueError, RecursionError):
+        source.problem(path, "E4203", f"{file} is not JSON", mend)
+        return
+    if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
+        source.problem(path, "E4203", f"{file} is not an object of candidates", mend)
