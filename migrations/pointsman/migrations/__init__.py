@@ -1,1 +1,1 @@
-"""The database's schema and what LiteLLM needs to reach it: the migrations runner, the generated Prisma client, the query engine."""
+"""The database layer's plumbing: schema migrations (`runner`), Prisma's query engine (`engine`) and their set-up (`install`)."""
