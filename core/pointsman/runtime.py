@@ -12,10 +12,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pointsman.decisions.store import DecisionStore
 from pointsman.strategies.registry import StrategyRegistry
 from pointsman.strategies.reloader import Snapshot
 
+from pointsman.decisions.store import DecisionStore
 from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
 from pointsman.process.channel import Channel, ChannelClosedError
 from pointsman.process.models import ModelSync

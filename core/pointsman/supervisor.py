@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pointsman import litellm_config
 from pointsman.decisions.store import maintain
-from pointsman.migrations.runner import build_indexes, migrate
-
 from pointsman.embedded_postgres import EmbeddedPostgres
-from pointsman.errors import DatabaseError, PointsmanError, RequestError
-from pointsman.litellm_config import GatewayConfig, load
+from pointsman.errors import ConfigError, DatabaseError, PointsmanError, RequestError
+from pointsman.litellm_config import GatewayConfig
 from pointsman.migrations.engine import QueryEngine
+from pointsman.migrations.indexes import build_indexes_task
+from pointsman.migrations.runner import migrate
 from pointsman.process.environment import candidate_aliases, pooled_url, worker_environment
 from pointsman.process.listen import bind
 from pointsman.process.pool import WorkerPool
@@ -55,6 +56,7 @@ class Options:
         workers: how many.
         data_dir: keys, database (embedded) and verified bundles live here.
         embedded: run Postgres ourselves and make keys (`up`); else DATABASE_URL and the keys come from outside (`serve`).
+        detect: add models of the provider keys and local servers found here.
         database_wait: seconds to wait for a database that is not there yet.
     """
 
@@ -65,6 +67,7 @@ class Options:
     workers: int
     data_dir: Path
     embedded: bool
+    detect: bool = False
     database_wait: float = 30.0
 
 
@@ -84,7 +87,9 @@ class Supervisor:
         self._config: GatewayConfig | None = None
         self._pool: WorkerPool | None = None
         self._strategies: StrategyService | None = None
+        self._env: dict[str, str] = {}
         self._database_url: str | None = None
+        self._postgres: EmbeddedPostgres | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -95,7 +100,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Start, serve, drain, stop."""
-        self._config = load(self.options.config, self.options.env)
+        self._load()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
@@ -117,6 +122,27 @@ class Supervisor:
                 raise failed.result()
             self.progress.say("stopping: not ready, then draining")
 
+    def _load(self) -> None:
+        """Keys first: the configuration refers to them."""
+        options, env = self.options, dict(self.options.env)
+        if options.embedded:
+            self.secrets = load_or_create(options.data_dir, env)
+            env |= self.secrets.environment()
+        self._env = env
+        found = litellm_config.detect(env) if options.detect else []
+        for item in found:
+            self.progress.detail(f"found {item.name}: {item.where}")
+        self._config = config = litellm_config.load(options.config, env, extra=found)
+        for warning in config.warnings:
+            self.progress.say(f"  ! {warning}")
+        if config.master_key is None:
+            raise ConfigError(
+                "there is no master key",
+                code="E4204",
+                where=f"{options.config}: general_settings.master_key",
+                mend="export LITELLM_MASTER_KEY=sk-... (long and random)",
+            )
+
     async def _start(self, stack: AsyncExitStack) -> WorkerPool:
         """Start everything; what is pushed on the stack is stopped in reverse order, so it is pushed before it starts."""
         options, config, progress = self.options, self.config, self.progress
@@ -124,8 +150,6 @@ class Supervisor:
         stack.callback(sock.close)
         run_dir = Path(tempfile.mkdtemp(prefix="pointsman-"))
         stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
-        if options.embedded:
-            self.secrets = load_or_create(options.data_dir, options.env)
         self._database_url = url = await self._database(stack)
 
         engine = QueryEngine(pooled_url(url, config.effective, options.workers), run_dir) if url is not None else None
@@ -133,11 +157,10 @@ class Supervisor:
             stack.push_async_callback(engine.stop)
         environment = worker_environment(
             config,
-            options.env,
+            self._env,
             run_dir=run_dir,
             workers=options.workers,
             database_url=url,
-            secrets=self.secrets,
             engine=dict(engine.environment) if engine is not None else {},
         )
         self._pool = pool = WorkerPool(run_dir, sock.fileno(), options.workers, environment, self._welcome, self._call)
@@ -151,6 +174,8 @@ class Supervisor:
         stack.push_async_callback(self._drain, pool, sock)
 
         await pool.start()  # imports LiteLLM in the background, the longest step; the rest happens meanwhile
+        if self._postgres is not None:
+            self._spawn(self._postgres.run())
         if url is not None and engine is not None:
             with progress.step("database schema"):
                 await self._migrate(url)
@@ -167,16 +192,19 @@ class Supervisor:
             pool.release()
             await pool.wait_until(lambda: all(worker.ready for worker in pool.workers))
         if url is not None:
-            self._spawn(asyncio.to_thread(build_indexes, url))
+            self._spawn(build_indexes_task(url))
         return pool
 
     async def _database(self, stack: AsyncExitStack) -> str | None:
         if self.options.embedded:
-            postgres = EmbeddedPostgres(self.options.data_dir)
+            options = self.options
+            postgres = EmbeddedPostgres(options.data_dir, address=f"{options.host}:{options.port}")
             stack.push_async_callback(postgres.stop)
             with self.progress.step("Postgres"):
-                return await postgres.start()
-        url = self.config.database_url or self.options.env.get("DATABASE_URL")
+                url = await postgres.start()
+            self._postgres = postgres
+            return url
+        url = self.config.database_url
         if url is None:
             self.progress.say("  ! no DATABASE_URL: no virtual keys, no spend, no decision records")
         return url
@@ -233,6 +261,7 @@ class Supervisor:
             "database_url": self._database_url,
             "python_path": list(self.config.python_path),
             "aliases": candidate_aliases(self.config.settings),
+            "models": self.config.effective["model_list"],
             "snapshots": self._strategies.snapshots(),
         }
 

@@ -92,9 +92,9 @@ class MockLLM(CustomLLM):  # type: ignore[misc] # LiteLLM is not type-checked he
             raise litellm.BadRequestError(f"{place}: {first['msg']}", model=model, llm_provider="mock") from error
         fault = settings.fail
         key = _deployment(call)
-        number, generator = (
-            self._calls.pop(key) if key in self._calls else (0, random.Random(f"{fault.seed if fault else 0}:{key}"))
-        )
+        if key not in self._calls:
+            self._calls[key] = (0, random.Random(f"{fault.seed if fault else 0}:{key}"))  # noqa: S311 - not for secrets
+        number, generator = self._calls.pop(key)
         number += 1
         self._calls[key] = (number, generator)
         if len(self._calls) > MAX_COUNTERS:

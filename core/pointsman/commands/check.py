@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointsman.migrations.runner import status
-
 from pointsman import litellm_config
 from pointsman.errors import ConfigError, PointsmanError, ProcessError
 from pointsman.migrations import install
+from pointsman.migrations.runner import status
 from pointsman.settings import default_data_dir
 
 __all__ = ["Finding", "check", "doctor", "init"]

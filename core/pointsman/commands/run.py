@@ -39,9 +39,9 @@ def up(
     if install.problems():
         with progress.step("set-up: query engine and database client"):
             install.ensure_installed(progress.detail)
-    if config is None:
-        config = litellm_config.prepare_profile(profile or "local", where, env, progress.detail)
-    options = Options(config=config, env=env, host=host, port=port, workers=1, data_dir=where, embedded=True)
+    detect = config is None and profile in (None, "local")
+    config = config or litellm_config.profile_path(profile or "local")
+    options = Options(config=config, env=env, host=host, port=port, workers=1, data_dir=where, embedded=True, detect=detect)
     _run(Supervisor(options, progress, _announce_up))
 
 

@@ -10,7 +10,6 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pointsman.errors import ConfigError
 from pointsman.litellm_config import GatewayConfig, litellm_environment, write_effective
-from pointsman.process.secrets import Secrets
 from pointsman.settings import PointsmanSettings
 
 __all__ = ["candidate_aliases", "pooled_url", "worker_environment"]
@@ -43,38 +42,23 @@ def worker_environment(
     run_dir: Path,
     workers: int,
     database_url: str | None,
-    secrets: Secrets | None,
     engine: Mapping[str, str],
 ) -> dict[str, str]:
-    """Environment of the preloader and the workers; writes the effective configuration into `run_dir`.
-
-    Raises:
-        ConfigError: E4204, there is no master key.
-    """
+    """Environment of the preloader and the workers; writes the effective configuration into `run_dir`."""
     result = dict(env)
     result.update(litellm_environment(config, env))
-    result["LITELLM_MODE"] = "PRODUCTION"  # else LiteLLM reads a `.env` of its own accord; only `up` does that here
     result["CONFIG_FILE_PATH"] = str(write_effective(config, run_dir))
     result["NUM_WORKERS"] = str(workers)
+    # One request's scores are small; threads of the linear algebra library would only contend with the other workers.
+    result.setdefault("OPENBLAS_NUM_THREADS", "1")
     result.pop("DATABASE_URL", None)
     if database_url is not None:
         result["DATABASE_URL"] = database_url
         result.update(engine)
-    if secrets is not None:
-        result["LITELLM_MASTER_KEY"] = secrets.master_key
-        result["LITELLM_SALT_KEY"] = secrets.salt_key
     if workers > 1:
         metrics = run_dir / "prometheus"
         metrics.mkdir(mode=0o700, exist_ok=True)
         result.setdefault("PROMETHEUS_MULTIPROC_DIR", str(metrics))
-    master = (config.effective.get("general_settings") or {}).get("master_key")
-    if isinstance(master, str) and master.startswith("os.environ/") and not result.get(master.removeprefix("os.environ/")):
-        raise ConfigError(
-            f"there is no master key: {master.removeprefix('os.environ/')} is not set",
-            code="E4204",
-            where=f"{config.source}: general_settings.master_key",
-            mend="export LITELLM_MASTER_KEY=sk-... (long and random)",
-        )
     return result
 
 

@@ -21,6 +21,10 @@ class Secrets:
     salt_key: str
     master_key_path: Path | None
 
+    def environment(self) -> dict[str, str]:
+        """The keys under the names that LiteLLM reads."""
+        return {"LITELLM_MASTER_KEY": self.master_key, "LITELLM_SALT_KEY": self.salt_key}
+
 
 def load_or_create(data_dir: Path, env: Mapping[str, str]) -> Secrets:
     """Take the keys from the environment, else from `<data-dir>/{master,salt}_key`, made (0600) where missing.
