@@ -34,6 +34,10 @@ $(STAMPS)/dev: requirements/dev.txt $(STAMPS)/python
 	@$(SETUP) lock dev
 	@touch $@ $(STAMPS)/gateway
 
+$(STAMPS)/lint: requirements/lint.txt $(STAMPS)/python
+	@$(SETUP) lint
+	@touch $@
+
 $(STAMPS)/package: pyproject.toml $(STAMPS)/python
 	@$(SETUP) package
 	@touch $@
@@ -45,7 +49,7 @@ $(STAMPS)/database: $(STAMPS)/gateway $(STAMPS)/package $(wildcard $(ENGINE)/ins
 	@touch $@
 
 .PHONY: setup setup-gateway
-setup: $(STAMPS)/dev setup-gateway ## make .venv with everything for working on Pointsman
+setup: $(STAMPS)/dev $(STAMPS)/lint setup-gateway ## make .venv with everything for working on Pointsman
 
 setup-gateway: $(STAMPS)/gateway $(STAMPS)/package $(STAMPS)/database ## make .venv with what the gateway needs, no more
 
@@ -94,7 +98,7 @@ check-types: setup
 	@echo '== mypy'; $(BIN)/mypy
 
 check-imports: setup
-	@echo '== import-linter'; $(BIN)/lint-imports
+	@echo '== import-linter'; $(BIN)/python -m pytest -q tests/project/test_imports.py
 
 # --check takes one file at a time.
 check-node: setup

@@ -3,9 +3,9 @@
     python -m requirements.locks compile [--upgrade]     from the repository's root; wants `uv` in the same environment
     python -m requirements.locks check                   no network: compares the digest of the inputs in each lock's first line
 
-Each lock begins with ``# inputs: sha256:...``, a digest over everything that decided its content: the requirements and the
-Python range in pyproject.toml, the resolver's arguments and the pins of the lock that it is constrained by. Resolving again would
-need the network and would answer differently whenever a package appears; the digest changes only when somebody changes the inputs.
+Each lock begins with ``# inputs: sha256:...``, a digest over everything that decided its content: the requirements and
+the Python range in pyproject.toml, the resolver's arguments and the pins of the lock that it is constrained by. Resolving again
+would need the network and would answer differently whenever a package appears; the digest changes only with the inputs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,16 @@ __all__ = ["LOCKS", "Lock", "check", "compile_locks", "inputs_digest", "main"]
 FOLDER = Path(__file__).resolve().parent
 PYPROJECT = FOLDER.parent / "pyproject.toml"
 MARK = "# inputs: sha256:"
-# No index address may enter a lock: the reader's own configuration decides where packages come from. The hashes decide what they are.
-RESOLVER = ("--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", "--no-header")
+# No index address may enter a lock: the reader's own configuration decides where packages come from, the hashes what they are.
+RESOLVER = (
+    "--universal",
+    "--python-version",
+    "3.11",
+    "--generate-hashes",
+    "--no-emit-index-url",
+    "--no-emit-find-links",
+    "--no-header",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,7 @@ LOCKS = (
     Lock("gateway"),
     Lock("dev", group="dev", constraint="gateway"),
     Lock("bootstrap", project=False, group="bootstrap", constraint="dev"),
+    Lock("lint", project=False, group="lint"),
 )
 
 
@@ -118,7 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m requirements.locks", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check", help="do the locks fit pyproject.toml?")
-    commands.add_parser("compile", help="write them").add_argument("--upgrade", action="store_true", help="take the newest versions")
+    commands.add_parser("compile", help="write them").add_argument(
+        "--upgrade", action="store_true", help="take the newest versions"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.command == "compile":
         compile_locks(upgrade=chosen.upgrade)

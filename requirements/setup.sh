@@ -1,6 +1,6 @@
 #!/bin/sh
 # One step of the set-up; the Makefile calls it, in order, and keeps a stamp for each step that went well.
-#   setup.sh VENV python | lock NAME | package | database
+#   setup.sh VENV python | lock NAME | lint | package | database
 # Each step says what it does and how long it took. One that fails says which, why and what to do, and leaves its output in a log.
 set -eu
 
@@ -66,6 +66,11 @@ choose_python() { # prints the interpreter to build the environment with
     fail "Python" "found $found; Pointsman wants 3.11 to 3.14" "install one (Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11"
 }
 
+lint_environment() {
+    "$venv/bin/python" -m venv --clear --without-pip "$venv/lint" &&
+        "$venv/bin/uv" pip install --quiet --python "$venv/lint/bin/python" --require-hashes -r "$here/lint.txt"
+}
+
 network="if a download failed, check the network, the proxy and the package index that pip and uv are configured for; \
 if the disk is full, free 2 GB; if a hash did not match, do not go on: the package is not the one that was reviewed"
 
@@ -85,6 +90,9 @@ python)
 lock)
     step "packages of requirements/$3.txt (pinned by hash; 0.3 GB to download the first time)" "$network" \
         "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --require-hashes --compile-bytecode -r "$here/$3.txt"
+    ;;
+lint)
+    step "import-linter, in an environment of its own" "$network" lint_environment
     ;;
 package)
     step "Pointsman itself" "look at the message above" \

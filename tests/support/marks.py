@@ -1,4 +1,4 @@
-"""Reads the marks of every test from the source, without importing it: a selection of tests must not narrow what is known of all."""
+"""Reads the marks of every test from its source: a selection of tests must not narrow what is known of all."""
 
 from __future__ import annotations
 
@@ -32,13 +32,17 @@ def _marks_in(nodes: Iterable[ast.AST], path: str) -> Iterator[tuple[str, tuple[
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             owner = node.func.value
-            if not (isinstance(owner, ast.Attribute) and owner.attr == "mark") and not (isinstance(owner, ast.Name) and owner.id == "mark"):
+            if not (isinstance(owner, ast.Attribute) and owner.attr == "mark") and not (
+                isinstance(owner, ast.Name) and owner.id == "mark"
+            ):
                 continue
             if node.func.attr not in {"requirement", "slow"}:
                 continue
             arguments = [item.value for item in node.args if isinstance(item, ast.Constant) and isinstance(item.value, str)]
             if len(arguments) != len(node.args) or node.keywords or not arguments:
-                raise ValueError(f"{path}:{node.lineno}: write the mark's arguments as plain strings; they are read from the source")
+                raise ValueError(
+                    f"{path}:{node.lineno}: write the mark's arguments as plain strings; they are read from the source"
+                )
             yield node.func.attr, tuple(arguments), node.lineno
 
 

@@ -1,4 +1,4 @@
-"""The generated pages of docs/. `python -m support.pages` (with `tests` on the path) writes them; a test holds that they are fresh."""
+"""The generated pages of docs/. `python -m support.pages` (with `tests` on the path) writes them; a test holds them fresh."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ def errors_page() -> str:
     """docs/errors.md: every code of the catalogue, grouped by the class that raises it."""
     lines = ["# Errors", "", "Generated from `pointsman.errors` by `make docs`; do not edit.", ""]
     lines += [
-        "Every error of Pointsman's own has a code. Over HTTP it is JSON in the shape that OpenAI clients read, with `code`, `param`",
-        "(where) and `mend` (what to do); on the command line it is one line on stderr and exit status 1.",
+        "Every error of Pointsman's own has a code. Over HTTP it is JSON in the shape that OpenAI clients read, with `code`,",
+        "`param` (where) and `mend` (what to do); on the command line it is one line on stderr and exit status 1.",
     ]
     for error in PointsmanError.__subclasses__():
         prefix = error.default_code[:3]
         lines += ["", f"## {error.__name__}: {prefix}xx", "", "| Code | HTTP | Name | Meaning |", "|-|-|-|-|"]
-        lines += [f"| {row.code} | {row.status} | `{row.name}` | {row.meaning} |" for row in CATALOGUE.values() if row.code.startswith(prefix)]
+        lines += [
+            f"| {row.code} | {row.status} | `{row.name}` | {row.meaning} |"
+            for row in CATALOGUE.values()
+            if row.code.startswith(prefix)
+        ]
     return "\n".join(lines) + "\n"
 
 

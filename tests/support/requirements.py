@@ -107,7 +107,12 @@ def coverage_page() -> str:
     tested = proofs()
     rows = [Row(identifier, entry, tested.get(identifier, ())) for identifier, entry in manifest().items()]
     signs = {"done": "done", "partly": "**partly**", "open": "open"}
-    lines = ["# Requirements and the tests that prove them", "", "Generated from `tests/requirements.yaml` by `make docs`; do not edit.", ""]
+    lines = [
+        "# Requirements and the tests that prove them",
+        "",
+        "Generated from `tests/requirements.yaml` by `make docs`; do not edit.",
+        "",
+    ]
     lines += ["| Area | Done | Partly | Open |", "|-|-|-|-|"]
     for letter, title in AREAS.items():
         own = [row.requirement.status for row in rows if row.id.startswith(f"{letter}-")]
@@ -128,4 +133,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker in item.iter_markers("requirement"):
             unknown = [identifier for identifier in marker.args if identifier not in manifest()]
             if unknown or not marker.args:
-                raise pytest.UsageError(f"{item.nodeid}: requirement mark {unknown or '()'} is not in {MANIFEST.relative_to(ROOT)}")
+                raise pytest.UsageError(
+                    f"{item.nodeid}: requirement mark {unknown or '()'} is not in {MANIFEST.relative_to(ROOT)}"
+                )
