@@ -1,7 +1,7 @@
 """The embedded PostgreSQL of `pointsman up`.
 
-`EmbeddedPostgres` (server.py) ties together: who owns the data directory (lock.py), as whom the binaries run (identity.py), the files
-(cluster.py) and the process (postmaster.py).
+`EmbeddedPostgres` (server.py) ties together who owns the data directory (lock.py), as whom the binaries run (identity.py), the
+files (cluster.py) and the process (postmaster.py).
 """
 
 from pointsman.embedded_postgres.server import DATABASE, EmbeddedPostgres

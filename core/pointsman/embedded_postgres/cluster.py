@@ -129,7 +129,7 @@ class Cluster:
         for above in self.data_dir.resolve().parents:
             if not above.stat().st_mode & stat.S_IXOTH:
                 raise ProcessError(
-                    "Postgres runs as another user than root here (no user namespaces), and may not pass through this directory",
+                    "Postgres runs as another user than root here (no user namespaces) and may not pass this directory",
                     code="E4602",
                     where=str(above),
                     mend="name a data directory elsewhere with --data-dir (e.g. below /var/lib), or run as a plain user",

@@ -3,8 +3,8 @@
 Three ways, tried in this order and judged by running `postgres --version`:
 
 - `direct`: a plain user with an entry runs it as itself.
-- `namespace`: `unshare --user` maps the caller (root, or a user without an entry) to `nobody` for Postgres alone. The files keep
-  the caller as owner, so it works inside a home directory of mode 0700.
+- `namespace`: `unshare --user` maps the caller (root, or a user without an entry) to `nobody` for Postgres alone. The files
+  keep the caller as owner, so it works inside a home directory of mode 0700.
 - `setpriv`: root becomes `nobody` for good. The files then belong to `nobody`, and every directory above them and above the
   binaries must be open to others (mode o+x). For containers whose seccomp profile refuses user namespaces.
 """
@@ -37,8 +37,8 @@ class Identity:
         way: `direct`, `namespace` or `setpriv`.
         prefix: argument vector to put before the binary.
         uid, gid: owner of the cluster's files as the file system tells it.
-        dies_with_us: argument vector to put before the binary so that it gets SIGINT when the thread that started it dies; empty
-            when the machine has no `setpriv`.
+        dies_with_us: argument vector to put before the binary so that it gets SIGINT when the thread that started it dies;
+            empty when the machine has no `setpriv`.
     """
 
     way: str

@@ -7,6 +7,7 @@ without anybody judging process ids. The note is only for the message that the s
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -57,7 +58,7 @@ class OwnerLock:
             note: JSON-able facts for the next one who asks, e.g. `address="http://127.0.0.1:4000"`.
 
         Raises:
-            ProcessError: E4603 when another process (or another object of this one) holds it, E4602 when the file cannot be used.
+            ProcessError: E4603 when another process (or object) holds it, E4602 when the file cannot be used.
         """
         if self._descriptor is not None:
             return
@@ -105,7 +106,7 @@ class OwnerLock:
                 f"the lock file cannot be written: {error.strerror}",
                 code="E4602",
                 where=str(self.path),
-                mend="free some space on that disk" if error.errno == 28 else "check the disk",
+                mend="free some space on that disk" if error.errno == errno.ENOSPC else "check the disk",
             ) from error
 
     def release(self) -> None:

@@ -1,7 +1,7 @@
 """The server process: start it, wait until it answers, stop it, and find what an earlier life left running.
 
-The postmaster is a direct child (no `pg_ctl`, which leaves it to process 1): its end is seen at once, and where `setpriv` exists it
-gets a fast shutdown when its owner dies hard.
+The postmaster is a direct child (no `pg_ctl`, which leaves it to process 1): its end is seen at once, and where `setpriv`
+exists it gets a fast shutdown when its owner dies hard.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pointsman.embedded_postgres.cluster import Cluster, data_directory_error
 from pointsman.embedded_postgres.identity import BARE_ENVIRONMENT
 from pointsman.errors import ProcessError
 
-__all__ = ["Postmaster", "free_port", "stop_survivors", "survivors"]
+__all__ = ["HOST", "Postmaster", "free_port", "stop_survivors", "survivors"]
 
 HOST = "127.0.0.1"
 _POLL = 0.02
+_WATCH = 0.25
 _LOG_TAIL = 12
 _OPTIONS = {
     "listen_addresses": HOST,
@@ -43,15 +45,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+async def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Poll a condition; whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(_POLL)
+    return True
+
+
 def survivors(path: Path) -> list[int]:
-    """Processes whose working directory is the cluster (a postmaster and its backends stand there). Empty where there is no /proc."""
+    """Postgres processes that stand in the cluster: a postmaster and its backends. Empty where there is no /proc."""
     found: list[int] = []
     target = os.path.realpath(path)
     with contextlib.suppress(OSError):
         for entry in os.scandir("/proc"):
             if entry.name.isdigit():
+                process = Path(entry.path)
                 with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-                    if os.readlink(f"/proc/{entry.name}/cwd") == target:  # noqa: PTH115 - the link, not a Path
+                    # Also by name: an operator's shell may stand there too.
+                    if (process / "comm").read_text().strip() == "postgres" and str((process / "cwd").readlink()) == target:
                         found.append(int(entry.name))
     return found
 
@@ -67,9 +81,9 @@ def _recorded(path: Path) -> int | None:
 async def stop_survivors(path: Path, patience: float = 10.0) -> list[int]:
     """End what an earlier owner left running on this cluster; call it only while holding the owner lock.
 
-    The postmaster is asked for a fast shutdown, then for an immediate one; backends without a postmaster end by themselves and are
-    killed when they do not. A `postmaster.pid` that names a living process of somebody else (ids are reused) is removed, for
-    Postgres would believe it.
+    The postmaster is asked for a fast shutdown, then for an immediate one; backends without a postmaster end by themselves and
+    are killed when they do not. A `postmaster.pid` that names a living process of somebody else (ids are reused) is removed,
+    for Postgres would believe it.
 
     Args:
         path: the cluster.
@@ -78,23 +92,34 @@ async def stop_survivors(path: Path, patience: float = 10.0) -> list[int]:
     Returns:
         The process ids found.
     """
-    found = await asyncio.to_thread(survivors, path)
     recorded = _recorded(path)
+    found = survivors(path)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
-        alive = await asyncio.to_thread(survivors, path)
-        if not alive:
+        alive = survivors(path)
+        # The postmaster ends its backends in good order; without one they end by themselves.
+        leader = [pid for pid in alive if pid == recorded]
+        for pid in leader if leader and number != signal.SIGKILL else alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if await _until(lambda: not survivors(path), patience if alive else 0.0):
             break
-        for pid in [recorded] if recorded in alive and number != signal.SIGKILL else alive:
-            with contextlib.suppress(OSError, TypeError):
-                os.kill(pid or 0, number) if pid else None
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline and await asyncio.to_thread(survivors, path):
-            await asyncio.sleep(5 * _POLL)
-    if recorded is not None and Path("/proc/self").exists() and recorded not in await asyncio.to_thread(survivors, path):
-        with contextlib.suppress(OSError):
-            os.kill(recorded, 0)
-            (path / "postmaster.pid").unlink(missing_ok=True)
+    if recorded is not None and found.count(recorded) == 0:
+        _forget(path, recorded)
     return found
+
+
+def _forget(path: Path, recorded: int) -> None:
+    """Remove a `postmaster.pid` whose process id now belongs to somebody else; else leave it, Postgres cleans up with it."""
+    if not Path("/proc/self").exists():
+        return
+    try:
+        os.kill(recorded, 0)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        pass  # alive, and another user's
+    with contextlib.suppress(OSError):
+        (path / "postmaster.pid").unlink(missing_ok=True)
 
 
 class Postmaster:
@@ -149,48 +174,40 @@ class Postmaster:
                 Path(str(error.filename or self.cluster.log)), "Postgres cannot be started", error
             ) from error
 
-    async def ready(self, deadline: float) -> bool:
+    async def ready(self, seconds: float) -> bool:
         """Wait for the line `ready` in `postmaster.pid` (what pg_ctl does too).
 
         Args:
-            deadline: on the clock of `time.monotonic`.
+            seconds: to wait at most; replaying the log after a crash is part of it.
 
         Returns:
-            False when the process ended or the deadline passed.
+            False when the process ended or time is over; `pid` tells which.
         """
-        status = self.cluster.path / "postmaster.pid"
-        while time.monotonic() < deadline:
-            process = self._process
-            if process is None or process.poll() is not None:
-                return False
-            with contextlib.suppress(OSError):
-                lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-                if len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready":
-                    return True
-            await asyncio.sleep(_POLL)
-        return False
+        await _until(lambda: self.pid is None or self._says_ready(), seconds)
+        return self.pid is not None and self._says_ready()
+
+    def _says_ready(self) -> bool:
+        try:
+            lines = (self.cluster.path / "postmaster.pid").read_text(encoding="ascii", errors="replace").splitlines()
+        except OSError:
+            return False
+        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
 
     async def wait(self) -> int:
-        """Wait until the process ends; its exit status."""
-        process = self._process
-        if process is None:
+        """Wait until the process ends; its exit status (negative: the signal that ended it)."""
+        if self._process is None:
             return 0
-        while (status := process.poll()) is None:
-            await asyncio.sleep(10 * _POLL)
+        while (status := self._process.poll()) is None:  # noqa: ASYNC110 - a child that must be reaped, no event tells
+            await asyncio.sleep(_WATCH)
         return status
 
     async def stop(self, fast: float = 20.0, immediate: float = 5.0) -> None:
         """Fast shutdown (SIGINT), after `fast` seconds immediate (SIGQUIT), after `immediate` more SIGKILL; idempotent."""
-        process = self._process
-        if process is None:
-            return
         for number, patience in ((signal.SIGINT, fast), (signal.SIGQUIT, immediate), (signal.SIGKILL, immediate)):
-            if process.poll() is not None:
+            if self._process is None or self._process.poll() is not None:
                 break
-            process.send_signal(number)
-            deadline = time.monotonic() + patience
-            while process.poll() is None and time.monotonic() < deadline:
-                await asyncio.sleep(_POLL)
+            self._process.send_signal(number)
+            await _until(lambda: self.pid is None, patience)
         self._process = None
 
     def output(self) -> str:

@@ -21,8 +21,8 @@ __all__ = ["DATABASE", "EmbeddedPostgres"]
 
 DATABASE = "litellm"
 _log = logging.getLogger(__name__)
-_START_SECONDS = 60.0
-_RECOVERY_SECONDS = 600.0
+_START_SECONDS = 300.0  # replaying a long log after a crash is work, not failure
+_RETRY_SECONDS = 15.0
 # What Postgres says when a retry helps: old backends still leaving after kill -9, or a port taken between choosing and binding.
 _OLD_LIFE = ("pre-existing shared memory block", 'lock file "postmaster.pid" already exists', "is the server still running")
 _PORT_TAKEN = ("could not bind", "Address already in use", "could not create any TCP/IP sockets")
@@ -83,7 +83,7 @@ class EmbeddedPostgres:
         return self.url()
 
     async def run(self) -> None:
-        """Watch the server and start it again, on the same port, when it dies. Returns after `stop`; cancel it to stop watching.
+        """Watch the server and start it again, on the same port, when it dies. Returns after `stop`; cancel it to end it.
 
         Raises:
             ProcessError: when it cannot be started again.
@@ -149,28 +149,22 @@ class EmbeddedPostgres:
 
     async def _launch(self, port: int | None) -> None:
         assert self._cluster is not None  # noqa: S101 - for the type checker; start() sets it
-        deadline = time.monotonic() + _START_SECONDS
-        patience = time.monotonic() + 10.0
-        while True:
+        give_up = time.monotonic() + _RETRY_SECONDS
+        while not self._stopping:
             postmaster = Postmaster(self._cluster, port or free_port(), self._options)
             postmaster.spawn()
             self._postmaster = postmaster
-            if await postmaster.ready(deadline):
+            if await postmaster.ready(_START_SECONDS):
                 self._lock.note(port=postmaster.port)
                 return
-            output = postmaster.output()
+            if self._stopping:
+                return
             if postmaster.pid is not None:
-                # Replaying a long log after a crash is work, not failure, while it makes progress.
-                if "redo" in output and deadline < patience + _RECOVERY_SECONDS:
-                    deadline += _START_SECONDS
-                    if await postmaster.ready(patience + _RECOVERY_SECONDS):
-                        self._lock.note(port=postmaster.port)
-                        return
                 failure = postmaster.failure(f"Postgres was not ready within {_START_SECONDS:.0f} s")
                 await postmaster.stop(fast=1.0)
                 raise failure
-            retry = any(text in output for text in _OLD_LIFE) or any(text in output for text in _PORT_TAKEN)
-            if not retry or time.monotonic() > patience:
+            output = postmaster.output()
+            if time.monotonic() > give_up or not any(text in output for text in (*_OLD_LIFE, *_PORT_TAKEN)):
                 raise postmaster.failure("Postgres did not start")
             await asyncio.sleep(0.3)
 
@@ -179,9 +173,8 @@ class EmbeddedPostgres:
         from psycopg import sql
 
         try:
-            async with await psycopg.AsyncConnection.connect(
-                self.url("postgres"), autocommit=True, connect_timeout=10
-            ) as connection:
+            connection = await psycopg.AsyncConnection.connect(self.url("postgres"), autocommit=True, connect_timeout=10)
+            async with connection:
                 found = await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
                 if await found.fetchone() is None:
                     await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))

@@ -1,7 +1,7 @@
 """Take over a database that has LiteLLM's tables but no ledger (made by `prisma db push`).
 
-Nothing is assumed: the migrations are rehearsed in a scratch database, which is dropped again, and only when every table and column
-they make is in the real one, with the same type, the ledger is written as `prisma migrate resolve --applied` would write it.
+Nothing is assumed: the migrations are rehearsed in a scratch database, which is dropped again, and only when every table and
+column they make is in the real one, with the same type, the ledger is written as `prisma migrate resolve --applied` would do.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _columns(connection: psycopg.Connection[Any], schema: str) -> dict[tuple[str
 def _expected(
     connection: psycopg.Connection[Any], conninfo: str, schema: str, migrations: list[Migration]
 ) -> dict[tuple[str, str], str]:
-    # A database, not a schema: some of the migrations ask information_schema for a constraint's name alone, whatever its schema.
+    # A database, not a schema: some migrations ask information_schema for a constraint's name alone, whatever its schema.
     scratch = f"pointsman_rehearsal_{uuid.uuid4().hex[:12]}"
     connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(scratch)))
     try:
@@ -102,8 +102,8 @@ def adopt(
             + more,
             code="E4501",
             where=f"schema {schema}",
-            mend="bring the schema to this LiteLLM version with the tool that made it (`prisma db push`), or start with an empty "
-            "database; nothing was changed",
+            mend="bring the schema to this LiteLLM version with the tool that made it (`prisma db push`), or start with "
+            "an empty database; nothing was changed",
         )
     now = datetime.now(UTC)
     with connection.transaction():

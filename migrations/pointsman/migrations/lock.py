@@ -1,8 +1,8 @@
 """One migrator at a time, across instances.
 
-`pg_advisory_lock` would wait inside a statement, and a waiting statement holds a snapshot that CREATE INDEX CONCURRENTLY waits for:
-with several instances that is a deadlock. So the lock is polled, each try a statement of its own. The keys are Prisma's (its
-`migrate deploy` is kept out as well) and the one of LiteLLM's newer resolver and index builder.
+`pg_advisory_lock` would wait inside a statement, and a waiting statement holds a snapshot that CREATE INDEX CONCURRENTLY waits
+for: with several instances that is a deadlock. So the lock is polled, each try a statement of its own. The keys are Prisma's
+(its `migrate deploy` is kept out as well) and the one of LiteLLM's newer resolver and index builder.
 """
 
 from __future__ import annotations

@@ -1,0 +1,61 @@
+"""The connection that migrations run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from pointsman.database_url import address, libpq_url, redact, schema_of, unreachable
+from pointsman.errors import DatabaseError
+
+__all__ = ["connect"]
+
+CONNECT_SECONDS = 10
+OLDEST_SERVER = 130_000
+
+
+@contextmanager
+def connect(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection in autocommit mode, in the URL's schema, without the role's time limits.
+
+    Raises:
+        DatabaseError: E4504 malformed URL, E4500 unreachable or lost on the way; the password is never shown.
+    """
+    try:
+        connection = psycopg.connect(
+            libpq_url(database_url), autocommit=True, connect_timeout=CONNECT_SECONDS, application_name="pointsman migrate"
+        )
+    except psycopg.OperationalError as error:
+        raise unreachable(database_url, error) from None
+    except psycopg.Error as error:
+        raise DatabaseError(
+            f"the database URL is malformed: {redact(str(error), database_url)}",
+            code="E4504",
+            where="DATABASE_URL",
+            mend="write it as postgresql://user:password@host:5432/database",
+        ) from None
+    with connection:
+        try:
+            if connection.info.server_version < OLDEST_SERVER:
+                raise DatabaseError(
+                    f"PostgreSQL {connection.info.server_version // 10_000} is too old",
+                    code="E4501",
+                    where=address(database_url),
+                    mend="use PostgreSQL 13 or newer",
+                )
+            schema = schema_of(database_url)
+            connection.execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0")
+            # A migrator whose machine vanishes must not hold the lock for two hours.
+            connection.execute("SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3")
+            connection.execute("SET client_min_messages = warning")
+            if schema != "public":
+                connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
+            yield connection
+        except psycopg.OperationalError as error:
+            if connection.closed or connection.broken:
+                raise unreachable(database_url, error) from error
+            raise
