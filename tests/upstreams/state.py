@@ -43,8 +43,8 @@ class Fault(BaseModel):
 class Recorded:
     """One request as it arrived, and how it was answered.
 
-    `delivered` is `no` until a body began; then `complete`, `cut` (by a fault), or `disconnected`: a stream that has not come to
-    its end, because it is under way or the client left.
+    `delivered` is `no` until a body began; then `complete`, `cut` (by a fault), or `disconnected`: a stream not at its end,
+    because it is under way or the client left.
     """
 
     number: int
