@@ -13,20 +13,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pointsman.strategies.registry import StrategyRegistry
-from pointsman.strategies.reloader import Snapshot
 
 from pointsman.decisions.store import DecisionStore
 from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
 from pointsman.process.channel import Channel, ChannelClosedError
-from pointsman.process.models import ModelSync
+from pointsman.process.models import MODELS, ModelSync
 from pointsman.settings import PointsmanSettings
+from pointsman.strategies.reloader import Snapshot
 
-__all__ = ["MODELS", "Runtime"]
+__all__ = ["Runtime"]
 
 logger = logging.getLogger("pointsman.runtime")
-
-MODELS = "*models*"
-"""The name under which workers acknowledge a `model_list`; no strategy can be called so."""
 
 CALL_TIMEOUT = 30.0
 """Seconds that an endpoint waits for the supervisor."""

@@ -27,6 +27,7 @@ from pointsman.litellm_config import GatewayConfig
 from pointsman.migrations.engine import QueryEngine
 from pointsman.migrations.indexes import build_indexes_task
 from pointsman.migrations.runner import migrate
+from pointsman.process.config_sync import ConfigSync
 from pointsman.process.environment import candidate_aliases, pooled_url, worker_environment
 from pointsman.process.listen import bind
 from pointsman.process.pool import WorkerPool
@@ -87,6 +88,8 @@ class Supervisor:
         self._config: GatewayConfig | None = None
         self._pool: WorkerPool | None = None
         self._strategies: StrategyService | None = None
+        self._found: tuple[litellm_config.Detected, ...] = ()
+        self._config_sync: ConfigSync | None = None
         self._env: dict[str, str] = {}
         self._database_url: str | None = None
         self._postgres: EmbeddedPostgres | None = None
@@ -129,10 +132,10 @@ class Supervisor:
             self.secrets = load_or_create(options.data_dir, env)
             env |= self.secrets.environment()
         self._env = env
-        found = litellm_config.detect(env) if options.detect else []
-        for item in found:
+        self._found = tuple(litellm_config.detect(env)) if options.detect else ()
+        for item in self._found:
             self.progress.detail(f"found {item.name}: {item.where}")
-        self._config = config = litellm_config.load(options.config, env, extra=found)
+        self._config = config = litellm_config.load(options.config, env, extra=self._found)
         for warning in config.warnings:
             self.progress.say(f"  ! {warning}")
         if config.master_key is None:
@@ -169,6 +172,7 @@ class Supervisor:
         self._strategies = strategies = StrategyService(
             config.settings, cache_dir, url, groups, pool.broadcast, lambda: pool.workers
         )
+        self._config_sync = ConfigSync(config, self._env, self._found, run_dir, pool)
         stack.push_async_callback(self._cancel_tasks)
         stack.push_async_callback(strategies.stop)
         stack.push_async_callback(self._drain, pool, sock)
@@ -193,6 +197,7 @@ class Supervisor:
             await pool.wait_until(lambda: all(worker.ready for worker in pool.workers))
         if url is not None:
             self._spawn(build_indexes_task(url))
+        self._spawn(self._config_sync.run())
         return pool
 
     async def _database(self, stack: AsyncExitStack) -> str | None:
@@ -255,29 +260,28 @@ class Supervisor:
 
     def _welcome(self) -> dict[str, Any]:
         """The first message to a worker: what it needs before it serves."""
-        assert self._strategies is not None  # noqa: S101 - narrows the type; set before the pool starts
+        assert self._strategies is not None  # noqa: S101 - narrows the type; both are set before the pool starts
+        assert self._config_sync is not None  # noqa: S101
         return {
             "settings": self.config.settings.model_dump_json(),
             "database_url": self._database_url,
             "python_path": list(self.config.python_path),
             "aliases": candidate_aliases(self.config.settings),
-            "models": self.config.effective["model_list"],
+            "models": self._config_sync.models,
             "snapshots": self._strategies.snapshots(),
         }
 
     async def _call(self, method: str, params: Mapping[str, Any]) -> Any:
         """Answer a worker's endpoint."""
-        assert self._strategies is not None  # noqa: S101 - narrows the type; set before the pool starts
+        assert self._strategies is not None  # noqa: S101 - narrows the type; both are set before the pool starts
+        assert self._config_sync is not None  # noqa: S101
         if method == "status":
-            return {"strategies": self._strategies.status(), "config": self._config_status()}
+            return {"strategies": self._strategies.status(), "config": self._config_sync.status()}
         if method == "reload":
             return await self._strategies.reload(params["name"])
         if method == "rollback":
             return await self._strategies.rollback(params["name"], params["actor"], params["reason"])
         raise RequestError(f"no method {method!r}", code="E4004")
-
-    def _config_status(self) -> dict[str, Any]:
-        return {"source": str(self.options.config)}
 
 
 async def _refuse(sock: socket.socket, after: float) -> None:

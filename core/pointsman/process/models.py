@@ -12,7 +12,10 @@ from typing import Any
 
 from pointsman.errors import ConfigError
 
-__all__ = ["ModelSync"]
+__all__ = ["MODELS", "ModelSync"]
+
+MODELS = "*models*"
+"""The name under which workers acknowledge a `model_list`; no strategy can be called so."""
 
 logger = logging.getLogger("pointsman.models")
 

@@ -74,6 +74,7 @@ class WorkerPool:
     ) -> None:
         self.workers = [Worker(index) for index in range(size)]
         self.path = run_dir / "control.sock"
+        self.on_ready: Callable[[Worker], None] = lambda _: None
         self._listen_fd = listen_fd
         self._environment = dict(environment)
         self._welcome = welcome
@@ -178,6 +179,7 @@ class WorkerPool:
                     continue
                 if kind == "ready":
                     worker.ready, worker.served, worker.failures = True, True, 0
+                    self.on_ready(worker)
                 elif kind == "ack":
                     strategy = message["strategy"]
                     if (error := message.get("error")) is None:
