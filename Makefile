@@ -44,7 +44,7 @@ $(STAMPS)/package: pyproject.toml $(STAMPS)/python
 
 # The step looks for itself whether there is work; these are the files whose change makes it look.
 ENGINE = migrations/pointsman/migrations
-$(STAMPS)/database: $(STAMPS)/gateway $(STAMPS)/package $(wildcard $(ENGINE)/install*.py $(ENGINE)/engine/package-lock.json)
+$(STAMPS)/database: $(STAMPS)/gateway $(STAMPS)/package $(wildcard $(ENGINE)/install/*.py $(ENGINE)/engine/*/package-lock.json)
 	@$(SETUP) database
 	@touch $@
 

@@ -1,0 +1,153 @@
+"""`make` as a newcomer meets it: what it says, what it does on a machine that lacks something, what a second run costs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from support.marks import ROOT, scan
+from support.shards import shards
+
+
+def _make(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run make as from a fresh shell: this run may itself be the child of a make, whose flags must not reach it."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "VENV"}
+    }
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=cwd,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """What set-up reads, without an environment."""
+    for name in ["Makefile", "pyproject.toml", "requirements"]:
+        source = ROOT / name
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
+    return tmp_path
+
+
+def _interpreter(folder: Path, body: str) -> Path:
+    """A stand-in for a Python that this machine does not have."""
+    path = folder / "python-stand-in"
+    path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def test_make_alone_explains_every_target() -> None:
+    result = _make()
+    assert result.returncode == 0
+    for target in ("up", "setup", "test", "test-slow", "check", "lock", "clean"):
+        assert re.search(rf"^  {target} +\S", result.stdout, re.MULTILINE), target
+
+
+def test_a_second_set_up_does_nothing_within_a_second(tmp_path: Path) -> None:
+    """With every stamp in place, make must find nothing to do."""
+    venv = tmp_path / "venv"
+    (venv / ".stamps").mkdir(parents=True)
+    for stamp in ("python", "gateway", "dev", "lint", "package", "database"):
+        (venv / ".stamps" / stamp).touch()
+    begun = time.monotonic()
+    result = _make("setup", f"VENV={venv}")
+    assert result.returncode == 0, result.stderr
+    assert "set-up:" not in result.stdout
+    assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize(
+    ("touched", "steps"),
+    [
+        ("requirements/bootstrap.txt", ["python", "lock dev", "lint", "package", "database"]),
+        ("requirements/dev.txt", ["lock dev", "database"]),
+        ("requirements/lint.txt", ["lint"]),
+        ("pyproject.toml", ["package", "database"]),
+    ],
+)
+def test_a_changed_input_redoes_what_depends_on_it_and_no_more(copy: Path, touched: str, steps: list[str]) -> None:
+    stamps = copy / ".venv" / ".stamps"
+    stamps.mkdir(parents=True)
+    for age, stamp in enumerate(("python", "gateway", "dev", "lint", "package", "database"), start=-10):
+        (stamps / stamp).touch()
+        os.utime(stamps / stamp, (time.time() + age, time.time() + age))
+    for file in [*copy.glob("requirements/*"), copy / "pyproject.toml"]:
+        os.utime(file, (time.time() - 60, time.time() - 60))
+    os.utime(copy / touched)
+    (copy / "requirements" / "setup.sh").write_text('shift; echo "step $*"\n', encoding="utf-8")
+    result = _make("setup", cwd=copy)
+    assert result.returncode == 0, result.stderr
+    assert re.findall(r"^step (.*)$", result.stdout, re.MULTILINE) == steps
+
+
+def test_too_old_a_python_is_named_and_so_is_the_way_out(copy: Path) -> None:
+    old = _interpreter(copy, 'case "$*" in *version_info*) exit 1;; -V) echo "Python 3.9.2";; esac')
+    result = _make("setup", f"PYTHON={old}", cwd=copy)
+    assert result.returncode != 0
+    assert "Python 3.9.2; Pointsman wants 3.11" in result.stderr
+    assert "what to do:" in result.stderr
+    assert not (copy / ".venv" / ".stamps" / "python").exists()
+
+
+def test_a_missing_python_is_named(copy: Path) -> None:
+    result = _make("setup", "PYTHON=no-such-python", cwd=copy)
+    assert result.returncode != 0
+    assert "PYTHON=no-such-python cannot be found" in result.stderr
+
+
+def test_a_debian_without_python3_venv_is_told_to_install_it(copy: Path) -> None:
+    bare = _interpreter(copy, 'case "$*" in *ensurepip*) exit 1;; *) exit 0;; esac')
+    result = _make("setup", f"PYTHON={bare}", cwd=copy)
+    assert result.returncode != 0
+    assert "apt-get install python3-venv" in result.stderr
+
+
+def test_a_step_that_fails_says_which_why_and_what_to_do(copy: Path) -> None:
+    """A hash that does not match is the worst that can happen here; nothing may be stamped after it."""
+    venv = copy / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / ".stamps").mkdir()
+    (venv / ".stamps" / "python").touch()
+    uv = venv / "bin" / "uv"
+    uv.write_text("#!/bin/sh\necho 'Hash mismatch for click' >&2\nexit 2\n", encoding="utf-8")
+    uv.chmod(0o755)
+    result = _make("setup-gateway", cwd=copy)
+    assert result.returncode != 0
+    assert "set-up: packages of requirements/gateway.txt" in result.stdout
+    for part in ("Hash mismatch for click", "set-up stopped at: packages of", "status 2", "what to do:", "do not go on"):
+        assert part in result.stderr, part
+    assert not (venv / ".stamps" / "gateway").exists()
+
+
+def test_without_a_shard_the_shards_are_listed(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    (venv / ".stamps").mkdir(parents=True)
+    for stamp in ("python", "gateway", "dev", "lint", "package", "database"):
+        (venv / ".stamps" / stamp).touch()
+    (venv / "bin").mkdir()
+    (venv / "bin" / "python").write_text('#!/bin/sh\necho "ran: $*"\n', encoding="utf-8")
+    (venv / "bin" / "python").chmod(0o755)
+    result = _make("test-slow", f"VENV={venv}")
+    assert result.returncode != 0
+    assert "Which shard?" in result.stderr
+    assert "ran: -m support.shards" in result.stderr
+    assert "ran: -m pytest --shard startup" in _make("test-slow", f"VENV={venv}", "SHARD=startup").stdout
+
+
+def test_every_slow_test_is_in_a_shard_that_ci_knows() -> None:
+    lines = [line.split() for line in (ROOT / ".ci" / "shards").read_text(encoding="utf-8").splitlines()]
+    known = {line[0] for line in lines if line and line[0] != "#"}
+    assert set(shards()) == known
+    assert {mark.arguments[0] for mark in scan() if mark.name == "slow"} == known
