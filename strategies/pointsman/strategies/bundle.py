@@ -1,0 +1,315 @@
+"""The bundle: one immutable, content-addressed file that holds a trained strategy and its encoder.
+
+Loading checks, in this order: size, digest of the whole, the archive's layout, the manifest's schema, the digest of each
+file, names, types and shapes of arrays, finite values, the encoder's digest, and last the probes: texts with the scores that
+they must give. Only what passes all of it becomes a `Bundle`. The bytes are held in memory and not mapped, because a page that
+the kernel dropped would cost a request a read from disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pointsman.errors import BundleError, SourceError
+from pointsman.strategies.archive import looks_like_pickle, pack, pack_arrays, pickle_error, unpack, unpack_arrays
+from pointsman.strategies.base import Encoder, Matrix, Strategy
+from pointsman.strategies.files import canonical_json, sha256_hex, write_atomic
+from pointsman.strategies.kinds import ENCODERS, STRATEGIES
+from pointsman.strategies.manifest import (
+    MANIFEST,
+    Encoding,
+    Evaluation,
+    FileEntry,
+    Manifest,
+    Probe,
+    Probes,
+    Provenance,
+    parse_manifest,
+)
+
+__all__ = [
+    "DEFAULT_MAX_BYTES",
+    "Bundle",
+    "build_bundle",
+    "encoder_digest",
+    "load_bundle",
+    "parse_bundle",
+    "save_bundle",
+    "too_large",
+]
+
+DEFAULT_MAX_BYTES = 256 * 2**20
+PROBE_TOLERANCE = 1e-3
+_ENCODER_FILE = "encoder.safetensors"
+_STRATEGY_FILE = "strategy.safetensors"
+
+
+class Bundle:
+    """A verified bundle, ready to score. Immutable and thread-safe.
+
+    Attributes:
+        name: strategy that it is for.
+        version: the trainer's version string.
+        kind: of the strategy, e.g. `knn`.
+        sha256: digest of the file.
+        size: bytes of the file.
+        models: candidates that it scores.
+        manifest: everything that the manifest says.
+        manifest_sha256: digest of the manifest, which pointers sign.
+    """
+
+    __slots__ = ("_encoder", "_strategy", "kind", "manifest", "manifest_sha256", "models", "name", "sha256", "size", "version")
+
+    def __init__(
+        self, manifest: Manifest, manifest_sha256: str, sha256: str, size: int, encoder: Encoder, strategy: Strategy
+    ) -> None:
+        self.manifest, self.manifest_sha256, self.sha256, self.size = manifest, manifest_sha256, sha256, size
+        self.name, self.version, self.kind, self.models = manifest.name, manifest.version, manifest.kind, manifest.models
+        self._encoder, self._strategy = encoder, strategy
+
+    def score(self, text: str) -> dict[str, float]:
+        """Expected quality of each candidate for one text, in [0, 1]."""
+        return dict(zip(self.models, self.score_batch((text,))[0].tolist(), strict=True))
+
+    def score_batch(self, texts: Sequence[str]) -> Matrix:
+        """The same for many: float32, (len(texts), len(models))."""
+        return self._strategy.score(self._encoder.encode(texts))
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.name} {self.version} {self.kind} {self.sha256[:12]})"
+
+
+def encoder_digest(encoder: Encoder) -> str:
+    """SHA-256 over an encoder's kind, parameters and arrays: equal digests, equal vectors."""
+    arrays = {
+        name: [array.dtype.name, list(array.shape), sha256_hex(np.ascontiguousarray(array).tobytes())]
+        for name, array in encoder.arrays().items()
+    }
+    return sha256_hex(canonical_json({"kind": encoder.kind, "params": encoder.params(), "arrays": arrays}))
+
+
+def build_bundle(
+    *,
+    name: str,
+    version: str,
+    encoder: Encoder,
+    strategy: Strategy,
+    provenance: Provenance,
+    probe_texts: Sequence[str],
+    evaluation: Evaluation | None = None,
+) -> bytes:
+    """The bytes of a bundle; the same arguments give the same bytes.
+
+    Args:
+        name: strategy that it is for; a gateway refuses it for any other.
+        version: free, up to 64 letters, digits, dots, dashes, underscores.
+        encoder, strategy: as trained.
+        provenance: where it comes from.
+        probe_texts: texts for the self-test. They are stored in clear: never take customers' prompts.
+        evaluation: held-out evaluation.
+
+    Raises:
+        BundleError: E4306, E4308: what a loader would refuse.
+    """
+    members = {}
+    if arrays := encoder.arrays():
+        members[_ENCODER_FILE] = pack_arrays(arrays)
+    if arrays := strategy.arrays():
+        members[_STRATEGY_FILE] = pack_arrays(arrays)
+    scores = strategy.score(encoder.encode(probe_texts))
+    if not bool(np.isfinite(scores).all()):
+        raise BundleError("the strategy's scores are not finite", code="E4308", where=name)
+    probes = tuple(
+        Probe(text=text, scores=dict(zip(strategy.models, (round(float(value), 6) for value in row), strict=True)))
+        for text, row in zip(probe_texts, scores, strict=True)
+    )
+    manifest = Manifest.model_construct(
+        format="pointsman/bundle/1",
+        name=name,
+        version=version,
+        kind=strategy.kind,
+        encoder=Encoding(
+            kind=encoder.kind, dimensions=encoder.dimensions, sha256=encoder_digest(encoder), params=encoder.params()
+        ),
+        params=strategy.params(),
+        models=strategy.models,
+        files={file: FileEntry(sha256=sha256_hex(data), size=len(data)) for file, data in members.items()},
+        provenance=provenance,
+        evaluation=evaluation,
+        probes=Probes.model_construct(tolerance=PROBE_TOLERANCE, items=probes),
+    )
+    encoded = canonical_json(manifest.model_dump(mode="json"))
+    parse_manifest(encoded)  # what a loader would refuse is refused here
+    return pack({MANIFEST: encoded, **members})
+
+
+def save_bundle(path: Path, data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Bundle:
+    """Check the bytes of a bundle as a loader does, then write them atomically.
+
+    Raises:
+        BundleError: as `load_bundle`.
+        SourceError: E4410, the file cannot be written; nothing is left behind.
+    """
+    bundle = parse_bundle(data, where=str(path), max_bytes=max_bytes)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data, mode=0o644)
+    except OSError as error:
+        raise SourceError(
+            f"the bundle cannot be written: {error.strerror or error}",
+            code="E4410",
+            where=str(path),
+            mend="check the directory's permissions and the space left on it; nothing was left half-written",
+        ) from error
+    return bundle
+
+
+def load_bundle(
+    path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, expect_sha256: str | None = None, expect_name: str | None = None
+) -> Bundle:
+    """Read and verify a bundle. Blocking (disk, CPU): call it in a thread.
+
+    Args:
+        path: the file.
+        max_bytes: size limit, checked before it is read.
+        expect_sha256: digest that it must have.
+        expect_name: strategy that it must be for.
+
+    Raises:
+        BundleError: E4301 (size), E4302 (digest), E4300 and E4310 (archive), E4306 (manifest), E4307 (shapes),
+            E4308 (not finite), E4309 (probes), E4305 (another strategy's), E4205 (a pickle).
+        SourceError: E4404, E4400: the file is not there or cannot be read.
+    """
+    where = str(path)
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            data = b"" if size > max_bytes else stream.read(size)
+    except FileNotFoundError as error:
+        raise SourceError("the bundle does not exist", code="E4404", where=where) from error
+    except OSError as error:
+        raise SourceError(f"the bundle cannot be read: {error.strerror or error}", where=where) from error
+    if size > max_bytes:
+        raise too_large(where, max_bytes)
+    return parse_bundle(data, where=where, max_bytes=max_bytes, expect_sha256=expect_sha256, expect_name=expect_name)
+
+
+def too_large(where: str, max_bytes: int) -> BundleError:
+    """E4301."""
+    return BundleError(
+        f"the bundle is over the limit of {max_bytes} bytes",
+        code="E4301",
+        where=where,
+        mend="train a smaller one, or raise the strategy's `max_bytes`",
+    )
+
+
+def parse_bundle(
+    data: bytes,
+    *,
+    where: str,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    expect_sha256: str | None = None,
+    expect_name: str | None = None,
+) -> Bundle:
+    """Verify a bundle that is in memory; see `load_bundle`. `where` stands in messages."""
+    if len(data) > max_bytes:
+        raise too_large(where, max_bytes)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if expect_sha256 is not None and sha256 != expect_sha256:
+        raise BundleError(
+            f"the bundle's sha256 is {sha256}, not {expect_sha256}",
+            code="E4302",
+            where=where,
+            mend="publish it again; it was damaged or replaced",
+        )
+    if looks_like_pickle(data, where):
+        raise pickle_error(where)
+    members = unpack(data, where)
+    encoded = members.pop(MANIFEST)
+    manifest = parse_manifest(encoded)
+    if expect_name is not None and manifest.name != expect_name:
+        raise BundleError(
+            f"the bundle is for the strategy {manifest.name!r}, not {expect_name!r}",
+            code="E4305",
+            where=where,
+            mend=f"train or publish it with the name {expect_name!r}",
+        )
+    arrays = _checked_files(manifest, members, where)
+    encoder, strategy = _assemble(manifest, arrays, where)
+    bundle = Bundle(manifest, sha256_hex(encoded), sha256, len(data), encoder, strategy)
+    _probe(bundle, where)
+    return bundle
+
+
+def _checked_files(manifest: Manifest, members: dict[str, bytes], where: str) -> dict[str, dict[str, NDArray[Any]]]:
+    """The arrays of each file, after its size and digest were compared with the manifest."""
+    if set(manifest.files) != set(members):
+        raise BundleError(
+            f"the manifest lists {sorted(manifest.files)}, the archive holds {sorted(members)}",
+            where=f"{where} {MANIFEST} files",
+        )
+    for name, entry in manifest.files.items():
+        if len(members[name]) != entry.size or sha256_hex(members[name]) != entry.sha256:
+            raise BundleError(
+                f"{name!r} does not have the size and sha256 of the manifest", code="E4302", where=f"{where} {name}"
+            )
+    if surplus := set(members) - {_ENCODER_FILE, _STRATEGY_FILE}:
+        raise BundleError(f"no part of a bundle: {sorted(surplus)}", where=where)
+    return {name: unpack_arrays(data, f"{where} {name}") for name, data in members.items()}
+
+
+def _assemble(manifest: Manifest, arrays: dict[str, dict[str, NDArray[Any]]], where: str) -> tuple[Encoder, Strategy]:
+    encoder_type, strategy_type = ENCODERS.get(manifest.encoder.kind), STRATEGIES.get(manifest.kind)
+    if encoder_type is None or strategy_type is None:
+        unknown = f"encoder {manifest.encoder.kind!r}" if encoder_type is None else f"strategy {manifest.kind!r}"
+        raise BundleError(
+            f"this version knows no {unknown}",
+            code="E4306",
+            where=f"{where} {MANIFEST}",
+            mend=f"encoders: {sorted(ENCODERS)}; strategies: {sorted(STRATEGIES)}",
+        )
+    encoder = encoder_type.from_parts(manifest.encoder.params, arrays.get(_ENCODER_FILE, {}))
+    if encoder.dimensions != manifest.encoder.dimensions:
+        raise BundleError(
+            f"the encoder has {encoder.dimensions} dimensions, the manifest says {manifest.encoder.dimensions}",
+            code="E4307",
+            where=f"{where} {MANIFEST} encoder.dimensions",
+        )
+    if encoder_digest(encoder) != manifest.encoder.sha256:
+        raise BundleError(
+            "the encoder's digest is not the manifest's", code="E4302", where=f"{where} {MANIFEST} encoder.sha256"
+        )
+    strategy = strategy_type.from_parts(manifest.models, manifest.params, arrays.get(_STRATEGY_FILE, {}))
+    if strategy.dimensions not in (0, encoder.dimensions):
+        raise BundleError(
+            f"the strategy wants {strategy.dimensions} dimensions, the encoder has {encoder.dimensions}",
+            code="E4307",
+            where=where,
+        )
+    return encoder, strategy
+
+
+def _probe(bundle: Bundle, where: str) -> None:
+    """The self-test, one text at a time and all at once: both ways are used."""
+    probes = bundle.manifest.probes
+    batch = bundle.score_batch([probe.text for probe in probes.items])
+    for number, probe in enumerate(probes.items):
+        single = bundle.score(probe.text)
+        for column, model in enumerate(bundle.models):
+            promised = probe.scores[model]
+            for got in (single[model], float(batch[number, column])):
+                if not abs(got - promised) <= probes.tolerance:  # written so that NaN fails
+                    raise BundleError(
+                        f"probe {number} gives {model!r} {got:.6f}, the manifest promises {promised:.6f}",
+                        code="E4309",
+                        where=f"{where} probe {number}",
+                        mend="train it again; the code that scores is not the code that it was trained for",
+                    )

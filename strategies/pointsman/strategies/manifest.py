@@ -1,0 +1,184 @@
+"""The schema of a bundle's `manifest.json`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pointsman.errors import BundleError
+from pointsman.strategies.files import strict_json
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "Encoding",
+    "Evaluation",
+    "FileEntry",
+    "Manifest",
+    "Probe",
+    "Probes",
+    "Provenance",
+    "Result",
+    "parse_manifest",
+]
+
+FORMAT = "pointsman/bundle/1"
+MANIFEST = "manifest.json"
+MAX_MODELS = 1024
+MAX_PROBES = 64
+
+
+def _unique(models: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(models)) != len(models):
+        raise ValueError("a candidate stands twice")
+    return models
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Kind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\.safetensors$")]
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+Models = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MODELS), AfterValidator(_unique)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Encoding(_Part):
+    """How text becomes a vector. `sha256` covers kind, parameters and arrays (`bundle.encoder_digest`)."""
+
+    kind: Kind
+    dimensions: Annotated[int, Field(ge=1, le=65_536)]
+    sha256: Sha256
+    params: dict[str, Any] = {}
+
+
+class FileEntry(_Part):
+    """One file of the archive. `size` in bytes."""
+
+    sha256: Sha256
+    size: Count
+
+
+class Provenance(_Part):
+    """Where it comes from: hash of the data file, version of the code that trained it, seed, rows and settings used."""
+
+    data_sha256: Sha256 | None = None
+    code_version: str
+    seed: int
+    rows: Count
+    settings: dict[str, Any] = {}
+
+
+class Result(_Part):
+    """One line of the evaluation's table.
+
+    Attributes:
+        name: `strategy`, or a baseline: `best_single`, `cheapest`, `random`, `oracle`, `knn`.
+        quality: mean score of the models picked, in [0, 1].
+        low, high: 95% interval of it (bootstrap over groups of near-duplicates).
+        cost: US dollars for a thousand requests at estimated tokens, or None without prices.
+        model: the one model that a constant baseline picks.
+        shares: model -> share of the requests that it gets.
+    """
+
+    name: str
+    quality: Unit
+    low: Unit
+    high: Unit
+    cost: Annotated[float, Field(ge=0)] | None = None
+    model: str | None = None
+    shares: dict[str, Unit] = {}
+
+
+class Evaluation(_Part):
+    """Held-out evaluation and its baselines, on the same rows.
+
+    Attributes:
+        rows, groups: how many held-out prompts, in how many groups of near-duplicates.
+        split: how they were chosen.
+        refit: the bundle was trained again on all rows after the evaluation, with the same settings.
+        table: the strategy and every baseline.
+        difference: strategy minus best single in quality: mean, low and high of its 95% interval (paired bootstrap).
+        apgr: area under the performance-gap-recovered curve between cheapest (or weakest) and best single; 0.5 is random.
+        brier: mean squared error of the predicted scores, and the same for each model's mean as prediction.
+        notes: what a reader should know.
+    """
+
+    rows: Count
+    groups: Count
+    split: str
+    refit: bool
+    table: tuple[Result, ...]
+    difference: tuple[float, float, float]
+    apgr: float | None = None
+    brier: tuple[float, float]
+    notes: tuple[str, ...] = ()
+
+
+class Probe(_Part):
+    """A text and the scores that the bundle must give for it."""
+
+    text: Annotated[str, Field(max_length=20_000)]
+    scores: dict[str, float]
+
+
+class Probes(_Part):
+    """The self-test. `tolerance` is the largest difference allowed."""
+
+    tolerance: Annotated[float, Field(gt=0, le=0.01)]
+    items: Annotated[tuple[Probe, ...], Field(min_length=1, max_length=MAX_PROBES)]
+
+
+class Manifest(_Part):
+    """The whole manifest. `params` are the strategy's."""
+
+    format: Literal["pointsman/bundle/1"]
+    name: Name
+    version: Name
+    kind: Kind
+    encoder: Encoding
+    params: dict[str, Any]
+    models: Models
+    files: dict[FileName, FileEntry]
+    provenance: Provenance
+    evaluation: Evaluation | None = None
+    probes: Probes
+
+    @model_validator(mode="after")
+    def _probes_name_all_models(self) -> Manifest:
+        for probe in self.probes.items:
+            if set(probe.scores) != set(self.models):
+                raise ValueError("a probe must give a score for each of the models and for no other")
+        return self
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Parse and validate.
+
+    Raises:
+        BundleError: E4306, with the key that is wrong.
+    """
+    try:
+        value = strict_json(data)
+    except ValueError as error:
+        raise BundleError(f"the manifest is not JSON: {error}", code="E4306", where=MANIFEST) from error
+    found = value.get("format") if isinstance(value, dict) else None
+    if isinstance(found, str) and found != FORMAT and found.startswith("pointsman/bundle/"):
+        raise BundleError(
+            f"the bundle's format is {found!r}; this version reads {FORMAT!r}",
+            code="E4306",
+            where=f"{MANIFEST} format",
+            mend="use a gateway and a trainer of fitting versions",
+        )
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(root)"
+        raise BundleError(f"{key}: {first['msg']}", code="E4306", where=f"{MANIFEST} {key}") from error

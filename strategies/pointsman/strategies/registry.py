@@ -1,0 +1,59 @@
+"""What one worker serves: strategy name to loaded bundle. Reading is one look-up in a dict that is never changed in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+from pointsman.strategies.bundle import Bundle, load_bundle
+from pointsman.strategies.snapshot import Snapshot
+from pointsman.strategies.threads import in_thread
+
+__all__ = ["StrategyRegistry"]
+
+NO_LIMIT = 1 << 62
+"""The supervisor checked the size; the digest makes sure that this is the same file."""
+
+
+class StrategyRegistry:
+    """`apply` belongs to one event loop; `get` may be called from any thread, at any time, without a lock."""
+
+    def __init__(self) -> None:
+        self._bundles: Mapping[str, Bundle] = MappingProxyType({})
+        self._generations: Mapping[str, int] = MappingProxyType({})
+
+    def get(self, name: str) -> Bundle | None:
+        """The bundle in service, or None. A request keeps the one that it got, whatever is swapped meanwhile."""
+        return self._bundles.get(name)
+
+    @property
+    def generations(self) -> Mapping[str, int]:
+        """Strategy -> generation in service."""
+        return self._generations
+
+    async def apply(self, snapshot: Snapshot) -> None:
+        """Load a snapshot's bundle in a thread and swap it in; it is live when this returns. An older generation is ignored.
+
+        Raises:
+            BundleError, SourceError: it cannot be loaded; what is in service stays.
+        """
+        present = self._bundles.get(snapshot.strategy)
+        bundle: Bundle | None = None
+        if snapshot.path:
+            if present is not None and present.sha256 == snapshot.sha256:
+                bundle = present
+            else:
+                work = partial(load_bundle, Path(snapshot.path), max_bytes=NO_LIMIT, expect_sha256=snapshot.sha256)
+                bundle = await in_thread(work)
+        if snapshot.generation <= self._generations.get(snapshot.strategy, -1):  # a later one was quicker
+            return
+        bundles = dict(self._bundles)
+        if bundle is None:
+            bundles.pop(snapshot.strategy, None)
+        else:
+            bundles[snapshot.strategy] = bundle
+        # One assignment each; readers see the old mapping or the new one, never a half.
+        self._bundles = MappingProxyType(bundles)
+        self._generations = MappingProxyType({**self._generations, snapshot.strategy: snapshot.generation})
