@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anthropic
 import openai
@@ -119,5 +119,5 @@ WAYS: dict[str, Callable[[Clients, str, str], Said]] = {
 }
 """Name -> call; every one of them routes by the text."""
 
-errors = (openai.APIStatusError, anthropic.APIStatusError)
+errors: Any = (openai.APIStatusError, anthropic.APIStatusError)
 """What both SDKs raise for an HTTP error."""

@@ -28,10 +28,10 @@ from support.processes import MARK, kill_all, marked, wait_for
 
 if TYPE_CHECKING:
     from support.s3 import S3Server
-    from support.strategy import Publisher
+    from support.strategy import FilePublisher, S3Publisher
     from support.upstreams import Upstreams
 
-__all__ = ["Gateway", "free_port", "gateway", "pointsman", "publisher"]
+__all__ = ["Gateway", "clean_environment", "file_publisher", "free_port", "gateway", "pointsman", "publisher"]
 
 # Whatever of the developer's own environment would change what the gateway does.
 FOREIGN = (
@@ -122,6 +122,7 @@ class Gateway:
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._clients: list[httpx.Client | openai.OpenAI | anthropic.Anthropic] = []
+        self.config: dict[str, Any] = {}
         self.write_config(config)
 
     @property
@@ -137,6 +138,7 @@ class Gateway:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace the YAML file, at once and whole."""
+        self.config = dict(config)
         temporary = self.config_path.with_suffix(".new")
         temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
         temporary.replace(self.config_path)
@@ -296,11 +298,21 @@ class Gateway:
 
 
 @pytest.fixture(scope="session")
-def publisher(s3: S3Server) -> Publisher:
-    """Publishes bundles to the bucket that the shared gateway polls; version `1.0.0` is there before it starts."""
-    from support.strategy import Publisher
+def publisher(s3: S3Server) -> S3Publisher:
+    """Publishes the shared gateway's first strategy to S3; version `1.0.0` is there before the gateway starts."""
+    from support.strategy import S3Publisher
 
-    maker = Publisher(s3)
+    maker = S3Publisher(s3)
+    maker.publish("1.0.0")
+    return maker
+
+
+@pytest.fixture(scope="session")
+def file_publisher(tmp_path_factory: pytest.TempPathFactory) -> FilePublisher:
+    """Publishes the shared gateway's second strategy to a directory; version `1.0.0` is there before the gateway starts."""
+    from support.strategy import FILE_STRATEGY, FilePublisher
+
+    maker = FilePublisher(tmp_path_factory.mktemp("published"), FILE_STRATEGY)
     maker.publish("1.0.0")
     return maker
 
@@ -308,14 +320,16 @@ def publisher(s3: S3Server) -> Publisher:
 @pytest.fixture(scope="session")
 def gateway(
     upstreams: Upstreams,
-    publisher: Publisher,
+    publisher: S3Publisher,
+    file_publisher: FilePublisher,
     new_database: Callable[[], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Gateway]:
-    """The shared gateway: two workers, the groups of `support.topology`, the strategy `knn` from S3."""
+    """The shared gateway: two workers, the groups of `support.topology`, a strategy from S3 and one from files."""
     from support.topology import shared_config
 
-    instance = Gateway(shared_config(upstreams, publisher), tmp_path_factory.mktemp("gateway"), new_database())
+    config = shared_config(upstreams, publisher, file_publisher)
+    instance = Gateway(config, tmp_path_factory.mktemp("gateway"), new_database())
     instance.start()
     yield instance
     instance.stop()

@@ -50,7 +50,7 @@ def resident_mib(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def wait_for(what: Callable[[], T], timeout: float, why: str, interval: float = 0.05) -> T:
+def wait_for(what: Callable[[], T | None], timeout: float, why: str, interval: float = 0.05) -> T:
     """The first true value of `what()`, asked again until `timeout` seconds have passed.
 
     Raises:

@@ -10,6 +10,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,19 +28,22 @@ if TYPE_CHECKING:
 __all__ = [
     "EASY",
     "EASY_WORDS",
+    "FILE_STRATEGY",
     "HARD",
     "HARD_WORDS",
     "STRATEGY",
     "STRONG",
     "WEAK",
+    "FilePublisher",
     "Published",
     "Publisher",
+    "S3Publisher",
     "bundle",
     "prompts",
     "wanted",
 ]
 
-STRATEGY = "llmrouter-knn"
+STRATEGY, FILE_STRATEGY = "llmrouter-knn", "from-files"
 WEAK, STRONG = "weak-model", "strong-model"
 EASY_WORDS = ["apple", "banana", "bread", "butter", "cheese", "coffee", "lemon", "orange", "pepper", "sugar", "tomato", "water"]
 HARD_WORDS = ["algebra", "cohomology", "entropy", "geodesic", "integral", "lemma", "manifold", "quantum", "tensor", "theorem"]
@@ -73,7 +77,7 @@ def bundle(version: str, *, name: str = STRATEGY, inverted: bool = False, seed: 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What lies in the store now: the bundle's version and digest, the pointer's sequence number and ETag."""
+    """What lies in the store now: the bundle's version and digest, the pointer's sequence number and its ETag (mtime)."""
 
     version: str
     sha256: str
@@ -82,22 +86,16 @@ class Published:
 
 
 class Publisher:
-    """Publishes to `s3://BUCKET/PREFIX/current.json` as an operator would: the bundle first, then the signed pointer.
+    """Publishes to `SOURCE/STRATEGY/current.json` as an operator would: the bundle first, then the signed pointer.
 
-    Args:
-        s3: the store.
-        bucket: an existing bucket; a new one by default.
-        strategy: name in the pointers and bundles.
+    A subclass says where: `S3Publisher`, `FilePublisher`.
     """
 
     KEY_ID = "tests"
     CORRUPTIONS = ("truncated", "flipped", "unsigned", "stranger", "replayed", "foreign", "missing", "garbage")
 
-    def __init__(self, s3: S3Server, *, bucket: str | None = None, strategy: str = STRATEGY) -> None:
-        self.s3 = s3
-        self.bucket = bucket or s3.new_bucket()
+    def __init__(self, strategy: str = STRATEGY) -> None:
         self.strategy = strategy
-        self.key = f"{strategy}/current.json"
         self.signer = Ed25519PrivateKey.generate()
         self.sequence = 0
         self.last: Published | None = None
@@ -105,7 +103,11 @@ class Publisher:
     @property
     def source(self) -> str:
         """What the configuration names."""
-        return f"s3://{self.bucket}/{self.key}"
+        raise NotImplementedError
+
+    def put(self, name: str, data: bytes) -> str:
+        """Store a file beside the pointer; returns its ETag, or what stands for one."""
+        raise NotImplementedError
 
     @property
     def trusted_keys(self) -> dict[str, str]:
@@ -114,12 +116,7 @@ class Publisher:
 
     def settings(self, **overrides: Any) -> dict[str, Any]:
         """The strategy's settings for a gateway."""
-        return {
-            "source": self.source,
-            "trusted_keys": self.trusted_keys,
-            "s3": {"endpoint_url": self.s3.endpoint_url, "region": "us-east-1", "connect_timeout": 1, "read_timeout": 3},
-            **overrides,
-        }
+        return {"source": self.source, "trusted_keys": self.trusted_keys, **overrides}
 
     def publish(self, version: str, **kwargs: Any) -> Published:
         """Publish a good bundle (`kwargs`: see `bundle`)."""
@@ -151,7 +148,7 @@ class Publisher:
     def _put_bundle(self, data: bytes, stored: bytes, *, absent: bool = False) -> str:
         relative = f"bundles/{hashlib.sha256(data).hexdigest()}.zip"
         if not absent:
-            self.s3.client.put_object(Bucket=self.bucket, Key=f"{self.strategy}/{relative}", Body=stored)
+            self.put(relative, stored)
         return relative
 
     def _pointer(self, data: bytes, key: str) -> Pointer:
@@ -171,5 +168,45 @@ class Publisher:
         return self._put(pointer.encoded(), version, pointer.sha256)
 
     def _put(self, body: bytes, version: str, sha256: str) -> Published:
-        answer = self.s3.client.put_object(Bucket=self.bucket, Key=self.key, Body=body)
-        return Published(version, sha256, self.sequence, answer["ETag"])
+        return Published(version, sha256, self.sequence, self.put("current.json", body))
+
+
+class S3Publisher(Publisher):
+    """Into a bucket of the test's S3."""
+
+    def __init__(self, s3: S3Server, strategy: str = STRATEGY) -> None:
+        super().__init__(strategy)
+        self.s3 = s3
+        self.bucket = s3.new_bucket()
+
+    @property
+    def source(self) -> str:
+        return f"s3://{self.bucket}/{self.strategy}/current.json"
+
+    def put(self, name: str, data: bytes) -> str:
+        return str(self.s3.client.put_object(Bucket=self.bucket, Key=f"{self.strategy}/{name}", Body=data)["ETag"])
+
+    def settings(self, **overrides: Any) -> dict[str, Any]:
+        """With where the S3 is, and little patience."""
+        s3 = {"endpoint_url": self.s3.endpoint_url, "region": "us-east-1", "connect_timeout": 1, "read_timeout": 3}
+        return super().settings(**{"s3": s3, **overrides})
+
+
+class FilePublisher(Publisher):
+    """Into a directory; the pointer is replaced at once and whole."""
+
+    def __init__(self, directory: Path, strategy: str) -> None:
+        super().__init__(strategy)
+        self.directory = directory / strategy
+
+    @property
+    def source(self) -> str:
+        return f"file://{self.directory / 'current.json'}"
+
+    def put(self, name: str, data: bytes) -> str:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".new")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+        return str(path.stat().st_mtime_ns)

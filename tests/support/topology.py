@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from support.calls import WAYS
-from support.strategy import STRATEGY, STRONG, WEAK, Publisher
+from support.strategy import STRONG, WEAK, Publisher
 from support.upstreams import Upstreams
 
-__all__ = ["FAILOVER", "UPSTREAM_KEY", "deployment", "pair", "shared_config"]
+__all__ = ["FAILOVER", "UPSTREAM_KEY", "deployment", "pair", "routed_config", "shared_config", "single", "small_config"]
 
 UPSTREAM_KEY = "sk-upstream-secret"
 FAILOVER = ("status", "busy", "refuse", "cut", "hang", "garbage", "cool", "dead", *(f"way-{way}" for way in WAYS))
@@ -43,8 +43,55 @@ def single(upstreams: Upstreams, group: str, model: str, info: dict[str, Any] | 
     return deployment(group, group, model, upstreams.url(group), info, **params)
 
 
-def shared_config(upstreams: Upstreams, publisher: Publisher, **strategy: Any) -> dict[str, Any]:
-    """Everything that the end-to-end tests ask for by name; `strategy` overrides settings of the strategy."""
+def routed_config(
+    models: list[dict[str, Any]], strategies: dict[str, dict[str, Any]], groups: dict[str, str], **section: Any
+) -> dict[str, Any]:
+    """A whole configuration: the models, the strategies, which group uses which; `section` overrides parts of `pointsman:`."""
+    return {
+        "model_list": models,
+        "litellm_settings": {"budget_exceeded_status_code": 429, "drop_params": False, "request_timeout": 20},
+        "router_settings": {
+            "routing_strategy": "simple-shuffle",
+            "num_retries": 2,
+            "retry_after": 0,
+            "allowed_fails": 0,
+            "cooldown_time": 3,
+        },
+        "general_settings": {
+            "master_key": "os.environ/LITELLM_MASTER_KEY",
+            "store_model_in_db": True,
+            "proxy_batch_write_at": 1,
+        },
+        "pointsman": {
+            "strategies": strategies,
+            # A decision takes well under a millisecond; the deadline is for a machine that runs a test suite besides.
+            "routing": {"groups": groups, "deadline_ms": 2_000},
+            "shutdown": {"not_ready": 0.5, "grace": 5.0},
+            "decisions": {"flush_interval": 0.2},
+            "config_reload": {"interval": 0.5},
+            **section,
+        },
+    }
+
+
+def small_config(upstreams: Upstreams, publisher: Publisher, **section: Any) -> dict[str, Any]:
+    """For gateways of a test's own: the routed group `auto`, and `plain`, `other`, `priced`."""
+    models = [
+        *pair(upstreams, "auto"),
+        *(single(upstreams, name, f"openai/{name}-model") for name in ("plain", "other")),
+        priced(upstreams),
+    ]
+    strategies = {publisher.strategy: publisher.settings(reload_interval=1.0)}
+    return routed_config(models, strategies, {"auto": publisher.strategy}, **section)
+
+
+def priced(upstreams: Upstreams) -> dict[str, Any]:
+    """A group `priced` at a cent a token, so that an answer to two words costs five cents."""
+    return single(upstreams, "priced", "openai/priced-model", input_cost_per_token=0.01, output_cost_per_token=0.01)
+
+
+def shared_config(upstreams: Upstreams, publisher: Publisher, file_publisher: Publisher) -> dict[str, Any]:
+    """Everything that the end-to-end tests ask for by name."""
     failover = [
         entry
         for kind in FAILOVER
@@ -62,35 +109,14 @@ def shared_config(upstreams: Upstreams, publisher: Publisher, **strategy: Any) -
         single(upstreams, "plain", "openai/plain-model"),
         single(upstreams, "other", "openai/other-model"),
         single(upstreams, "embed", "openai/text-embedding-3-small", {"mode": "embedding"}),
-        single(upstreams, "priced", "openai/priced-model", input_cost_per_token=0.01, output_cost_per_token=0.01),
+        priced(upstreams),
         single(upstreams, "moderate", "openai/omni-moderation-latest"),
         single(upstreams, "draw", "openai/gpt-image-1", {"mode": "image_generation"}),
         single(upstreams, "speak", "openai/tts-1", {"mode": "audio_speech"}),
         single(upstreams, "listen", "openai/whisper-1", {"mode": "audio_transcription"}),
         single(upstreams, "rank", "hosted_vllm/rank-model", {"mode": "rerank"}),
     ]
-    return {
-        "model_list": [*pair(upstreams, "auto"), *failover, *claude, *singles],
-        "litellm_settings": {"budget_exceeded_status_code": 429, "drop_params": False, "request_timeout": 20},
-        "router_settings": {
-            "routing_strategy": "simple-shuffle",
-            "num_retries": 2,
-            "retry_after": 0,
-            "allowed_fails": 0,
-            "cooldown_time": 3,
-        },
-        "general_settings": {
-            "master_key": "os.environ/LITELLM_MASTER_KEY",
-            "store_model_in_db": True,
-            "proxy_batch_write_at": 1,
-            "proxy_budget_rescheduler_min_time": 3600,
-            "proxy_budget_rescheduler_max_time": 7200,
-        },
-        "pointsman": {
-            "strategies": {STRATEGY: publisher.settings(reload_interval=1.0, **strategy)},
-            "routing": {"groups": dict.fromkeys(("auto", "mixed", *FAILOVER), STRATEGY), "deadline_ms": 2_000},
-            "shutdown": {"not_ready": 0.5, "grace": 5.0},
-            "decisions": {"flush_interval": 0.2},
-            "config_reload": {"interval": 0.5},
-        },
-    }
+    models = [*pair(upstreams, "auto"), *pair(upstreams, "filed"), *failover, *claude, *singles]
+    strategies = {each.strategy: each.settings(reload_interval=1.0) for each in (publisher, file_publisher)}
+    groups = dict.fromkeys(("auto", "mixed", *FAILOVER), publisher.strategy)
+    return routed_config(models, strategies, {**groups, "filed": file_publisher.strategy})
