@@ -81,7 +81,10 @@ def _outdated(layout: Layout, types_stand_in: bool | None) -> list[str]:
     elif stamp.get("inputs") != _inputs(layout):
         found.append("LiteLLM, Python or the pinned npm packages have changed since set-up.")
     for file, what in (
-        (layout.engine_modules / "node_modules/@prisma/client/runtime/query_engine_bg.postgresql.wasm", "Prisma's query engine"),
+        (
+            layout.engine_modules / "node_modules/@prisma/client/runtime/query_engine_bg.postgresql.wasm",
+            "Prisma's query engine",
+        ),
         (layout.engine_modules / "node_modules/pg/package.json", "Node's Postgres driver"),
         (layout.prisma_package / "client.py", "the generated Prisma client"),
         (layout.prisma_package / "types.py", "the generated Prisma types"),

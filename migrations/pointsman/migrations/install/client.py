@@ -57,9 +57,7 @@ def generate(layout: Layout, env: Mapping[str, str], *, types_stand_in: bool) ->
         schema = work / "schema.prisma"
         schema.write_text(_schema_for(layout.litellm_schema, output), encoding="utf-8")
         run_tool(
-            [
-                str(tool) for tool in (*_prisma_cli(layout), "generate", "--schema", schema)
-            ],
+            [str(tool) for tool in (*_prisma_cli(layout), "generate", "--schema", schema)],
             what="prisma generate",
             mend=_MEND,
             cwd=work,

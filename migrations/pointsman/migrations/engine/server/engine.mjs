@@ -1,0 +1,114 @@
+// The WASM engine with its transactions: single queries, batches, interactive transactions.
+import { bindAdapter, loadQueryEngine } from './deps.mjs';
+import { ErrorMapper, prismaError } from './errors.mjs';
+import { log } from './log.mjs';
+import { reshape } from './results.mjs';
+
+const TRACE = '{}';
+const REMEMBERED = 1000; // closed transactions that a late call may still name
+
+/** The engine has panicked; its memory cannot be trusted any more, so the process must end. */
+export class EnginePanic extends Error {}
+
+/** Prisma's engine for one database and one schema. */
+export class Engine {
+  #wasm;
+  #errors;
+  #open = new Set();
+  #closed = new Set();
+  queries = 0;
+  active = 0;
+
+  constructor(schema, database, options) {
+    const adapter = bindAdapter(database);
+    this.#errors = new ErrorMapper(adapter.errorRegistry, options);
+    const QueryEngine = loadQueryEngine();
+    this.#wasm = new QueryEngine(
+      {
+        datamodel: schema,
+        env: { DATABASE_URL: 'postgresql://by-adapter' }, // the schema wants one; the adapter is what connects
+        datasourceOverrides: {},
+        ignoreEnvVarErrors: true,
+        logQueries: false,
+        logLevel: 'error',
+        configDir: '.',
+        engineProtocol: 'json',
+      },
+      (line) => log('debug', 'engine', { line: String(line).slice(0, 2000) }),
+      adapter,
+    );
+  }
+
+  async connect() {
+    await this.#wasm.connect(TRACE);
+  }
+
+  /**
+   * @param request of the JSON protocol: one query, or `{batch, transaction}`
+   * @param {string} [transaction] id of an interactive transaction
+   * @returns {Promise<string>} the answer's JSON for prisma-client-py
+   */
+  async query(request, transaction) {
+    if (transaction !== undefined && !this.#open.has(transaction)) {
+      return JSON.stringify({ errors: [this.#notOpen(transaction, 'query')] });
+    }
+    this.queries += request.batch?.length ?? 1;
+    this.active += 1;
+    try {
+      const answer = await guarded(() => this.#wasm.query(JSON.stringify(request), TRACE, transaction));
+      const reshaped = reshape(answer, request.action);
+      return reshaped.startsWith('{"errors":') ? this.#errors.answer(reshaped) : reshaped;
+    } finally {
+      this.active -= 1;
+    }
+  }
+
+  /** Times in milliseconds. Returns `{id}`, or Prisma's user-facing error. */
+  async start({ max_wait: maxWait = 2000, timeout = 5000, isolation_level: isolation }) {
+    const asked = JSON.stringify({ max_wait: maxWait, timeout, isolation_level: isolation });
+    const answer = JSON.parse(await guarded(() => this.#wasm.startTransaction(asked, TRACE)));
+    if (answer.error_code !== undefined || answer.id === undefined) return this.#errors.userFacing(answer);
+    this.#open.add(answer.id);
+    // The engine rolls it back by itself then; we only forget that it is open a little later.
+    setTimeout(() => this.#forget(answer.id), timeout + 60_000).unref();
+    return { id: answer.id };
+  }
+
+  commit(id) {
+    return this.#end(id, 'commit', () => this.#wasm.commitTransaction(id, TRACE));
+  }
+
+  rollback(id) {
+    return this.#end(id, 'rollback', () => this.#wasm.rollbackTransaction(id, TRACE));
+  }
+
+  async #end(id, what, call) {
+    // The engine panics on an id that it does not know; so it never hears of one.
+    if (!this.#open.has(id)) return this.#notOpen(id, what).user_facing_error;
+    this.#forget(id);
+    const answer = JSON.parse((await guarded(call)) || '{}');
+    return answer.error_code === undefined ? {} : this.#errors.userFacing(answer);
+  }
+
+  #forget(id) {
+    if (!this.#open.delete(id)) return;
+    this.#closed.add(id);
+    if (this.#closed.size > REMEMBERED) this.#closed.delete(this.#closed.values().next().value);
+  }
+
+  #notOpen(id, what) {
+    const reason = this.#closed.has(id)
+      ? `Transaction already closed: A ${what} cannot be executed on a closed transaction.`
+      : "Transaction not found. Transaction ID is invalid, refers to an old closed transaction Prisma doesn't have information about anymore, or was obtained before disconnecting.";
+    return { ...prismaError('P2028', `Transaction API error: ${reason}`, { error: reason }), error: reason };
+  }
+}
+
+async function guarded(call) {
+  try {
+    return await call();
+  } catch (error) {
+    if (error instanceof WebAssembly.RuntimeError) throw new EnginePanic(error.message, { cause: error });
+    throw error;
+  }
+}
