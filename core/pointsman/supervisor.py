@@ -58,6 +58,7 @@ class Options:
         data_dir: keys, database (embedded) and verified bundles live here.
         embedded: run Postgres ourselves and make keys (`up`); else DATABASE_URL and the keys come from outside (`serve`).
         detect: add models of the provider keys and local servers found here.
+        output: file for what the workers print; None: where we print.
         database_wait: seconds to wait for a database that is not there yet.
     """
 
@@ -69,6 +70,7 @@ class Options:
     data_dir: Path
     embedded: bool
     detect: bool = False
+    output: Path | None = None
     database_wait: float = 30.0
 
 
@@ -166,7 +168,9 @@ class Supervisor:
             database_url=url,
             engine=dict(engine.environment) if engine is not None else {},
         )
-        self._pool = pool = WorkerPool(run_dir, sock.fileno(), options.workers, environment, self._welcome, self._call)
+        self._pool = pool = WorkerPool(
+            run_dir, sock.fileno(), options.workers, environment, self._welcome, self._call, options.output
+        )
         cache_dir = options.data_dir / ("bundles" if options.embedded else f"serve-{options.port}/bundles")
         groups = groups_in_use(config.settings, config.effective.get("model_list") or ())
         self._strategies = strategies = StrategyService(

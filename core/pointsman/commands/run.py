@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shlex
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from pointsman.settings import default_data_dir
 from pointsman.supervisor import Options, Supervisor
 
 __all__ = ["serve", "up"]
+
+LOG_NAME = "gateway.log"
+LOG_BYTES = 50 * 2**20
 
 
 def up(
@@ -42,6 +46,7 @@ def up(
     detect = config is None and profile in (None, "local")
     config = config or litellm_config.profile_path(profile or "local")
     options = Options(config=config, env=env, host=host, port=port, workers=1, data_dir=where, embedded=True, detect=detect)
+    _rotate(where / LOG_NAME)
     _run(Supervisor(options, progress, _announce_up))
 
 
@@ -65,6 +70,13 @@ def serve(
         database_wait=database_wait,
     )
     _run(Supervisor(options, Progress(), _announce_serve))
+
+
+def _rotate(log: Path) -> None:
+    """Start a new log when the old one is large; one old one is kept."""
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size > LOG_BYTES:
+            log.replace(log.with_suffix(".log.1"))
 
 
 def _run(supervisor: Supervisor) -> None:
@@ -106,6 +118,7 @@ Pointsman is ready.
   Master key  {key_path if key_path is not None else "as LITELLM_MASTER_KEY says"}
   Admin UI    {base}/ui   (user admin, password: the master key)
   Data        {options.data_dir}
+  Log         {options.output}
 
   Try it:
   curl -s {base}/v1/chat/completions -H "Authorization: Bearer {key}" -H "Content-Type: application/json" -d {shlex.quote(body)}

@@ -23,6 +23,8 @@ logger = logging.getLogger("pointsman.pool")
 
 MAX_PAUSE = 30.0
 FAILURES_AT_START = 3
+TAIL_BYTES, TAIL_LINES = 8192, 25
+SEE = "see what the workers said, above"
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class WorkerPool:
         environment: of the preloader and so of every worker.
         welcome: makes the first message to a worker (settings, snapshots).
         call: answers a worker's question `(method, params)`; may raise `PointsmanError`.
+        output: file that the workers' output is appended to; None: ours.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class WorkerPool:
         environment: Mapping[str, str],
         welcome: Callable[[], Mapping[str, Any]],
         call: Callable[[str, Mapping[str, Any]], Awaitable[Any]],
+        output: Path | None = None,
     ) -> None:
         self.workers = [Worker(index) for index in range(size)]
         self.path = run_dir / "control.sock"
@@ -79,6 +83,7 @@ class WorkerPool:
         self._environment = dict(environment)
         self._welcome = welcome
         self._call = call
+        self._output = output
         self._server: asyncio.Server | None = None
         self._preloader: asyncio.subprocess.Process | None = None
         self._preloader_line: Channel | None = None
@@ -102,17 +107,21 @@ class WorkerPool:
         """Keep one preloader alive. Workers outlive it; without it there are only no new ones."""
         pause = 1.0
         while not self._stopping:
-            self._preloader = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "pointsman.process.preloader",
-                str(self.path),
-                str(self._listen_fd),
-                env=self._environment,
-                pass_fds=(self._listen_fd,),
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the terminal is for the supervisor alone
-            )
+            with contextlib.ExitStack() as stack:
+                output = stack.enter_context(self._output.open("ab")) if self._output is not None else None
+                self._preloader = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "pointsman.process.preloader",
+                    str(self.path),
+                    str(self._listen_fd),
+                    env=self._environment,
+                    pass_fds=(self._listen_fd,),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=asyncio.subprocess.STDOUT if output is not None else None,
+                    start_new_session=True,  # Ctrl-C in the terminal is for the supervisor alone
+                )
             code = await self._preloader.wait()
             self._preloader_line = None
             if self._stopping:
@@ -122,7 +131,7 @@ class WorkerPool:
                 if worker.channel is None:
                     worker.pid = None
             if not any(worker.ready for worker in self.workers):
-                await self._fail(ProcessError(f"LiteLLM could not be imported (status {code})", mend="see the lines above"))
+                await self._fail(ProcessError(f"LiteLLM could not be imported (status {code}){self._tail()}", mend=SEE))
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, MAX_PAUSE)
@@ -216,7 +225,7 @@ class WorkerPool:
         worker.restarts += 1
         logger.error("worker %d ended with status %d; it is replaced", worker.index, status)
         if worker.failures >= FAILURES_AT_START and not any(other.ready for other in self.workers):
-            await self._fail(ProcessError(f"workers do not start (status {status})", mend="see the lines above"))
+            await self._fail(ProcessError(f"workers do not start (status {status}){self._tail()}", mend=SEE))
             return
         self._spawn(self._replace(worker))
 
@@ -225,6 +234,15 @@ class WorkerPool:
             await asyncio.sleep(min(2.0 ** (worker.failures - 1), MAX_PAUSE))
         if self._preloader_line is not None and worker.pid is None and not self._stopping:
             self._preloader_line.send({"worker": worker.index})
+
+    def _tail(self) -> str:
+        """The last lines of the workers' output, when it went into a file."""
+        if self._output is None:
+            return ""
+        with self._output.open("rb") as stream:
+            stream.seek(max(0, self._output.stat().st_size - TAIL_BYTES))
+            lines = stream.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
+        return "".join(f"\n    {line}" for line in [f"the end of {self._output}:", *lines])
 
     async def _fail(self, error: ProcessError) -> None:
         self._fatal = error

@@ -31,10 +31,18 @@ LIFESPAN_SECONDS = 20
 
 def run_worker(worker: int, control: str, listen_fd: int) -> int:
     """Run worker number `worker` until it is drained; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("pointsman").setLevel(logging.INFO)
+    _log_to_stderr()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(worker, control, listen_fd))
+
+
+def _log_to_stderr() -> None:
+    """Our records and uvicorn's. LiteLLM sets up its own; a handler at the root would print those twice."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for name in ("pointsman", "uvicorn"):
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _loop_factory() -> Any:
