@@ -126,7 +126,7 @@ check-locks: setup
 lock: $(STAMPS)/python ## resolve requirements/*.txt anew, keeping what fits; UPGRADE=1 takes the newest
 	@$(BIN)/python -m requirements.locks compile $(if $(UPGRADE),--upgrade)
 
-docs: setup ## write the generated pages: docs/errors.md, docs/coverage.md
+docs: setup ## write the generated pages: docs/configuration.md, docs/coverage.md, docs/errors.md
 	@PYTHONPATH=tests $(BIN)/python -m support.pages
 
 coverage: docs ## the same

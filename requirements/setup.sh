@@ -66,6 +66,11 @@ choose_python() { # prints the interpreter to build the environment with
     fail "Python" "found $found; Pointsman wants 3.11 to 3.14" "install one (Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11"
 }
 
+usable() { # usable PYTHON: is there an environment already, complete, and of the Python that was asked for (if one was)?
+    [ -x "$venv/bin/python" ] && fits "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1 &&
+        { [ -z "${PYTHON:-}" ] || [ "$("$1" -V 2>&1)" = "$("$venv/bin/python" -V 2>&1)" ]; }
+}
+
 lint_environment() {
     "$venv/bin/python" -m venv --clear --without-pip "$venv/lint" &&
         "$venv/bin/uv" pip install --quiet --python "$venv/lint/bin/python" --require-hashes -r "$here/lint.txt"
@@ -80,10 +85,12 @@ python)
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
         fail "Python environment" "$python cannot make virtual environments: its venv or ensurepip module is missing" \
             "install it (Debian, as root: apt-get install python3-venv), then run the same command again"
-    # --clear: what an interrupted run or another Python left behind must not be mixed with ours.
-    step "Python environment in $venv ($("$python" -V 2>&1))" "look at the message above; make PYTHON=... picks another interpreter" \
-        "$python" -m venv --clear "$venv"
-    mkdir -p "$venv/.stamps"
+    if ! usable "$python"; then
+        # --clear: what an interrupted run or another Python left behind must not be mixed with ours.
+        step "Python environment in $venv ($("$python" -V 2>&1))" "look at the message above; make PYTHON=... picks another interpreter" \
+            "$python" -m venv --clear "$venv"
+        mkdir -p "$venv/.stamps"
+    fi
     step "installer (uv, pinned by hash)" "$network" \
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --require-hashes -r "$here/bootstrap.txt"
     ;;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pointsman.errors import CATALOGUE, PointsmanError
+from pointsman.litellm_config.reference import configuration_page
 from support.marks import ROOT
 from support.requirements import coverage_page
 
@@ -29,7 +30,11 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"docs/errors.md": errors_page, "docs/coverage.md": coverage_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/configuration.md": configuration_page,
+    "docs/coverage.md": coverage_page,
+    "docs/errors.md": errors_page,
+}
 
 
 def stale() -> list[str]:
