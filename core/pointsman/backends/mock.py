@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import random
 import time
 import uuid
@@ -42,42 +43,42 @@ class MockLLM(CustomLLM):  # type: ignore[misc] # LiteLLM is not type-checked he
     async def acompletion(self, *_: Any, **call: Any) -> ModelResponse:
         """The answer, after its delay."""
         settings = self._begin(call)
-        await asyncio.sleep(HANG if settings.hang else settings.delay)
+        await _pause(HANG if settings.hang else settings.delay, call)
         return _answer(settings, call)
 
     def completion(self, *_: Any, **call: Any) -> ModelResponse:
         """As `acompletion`, blocking."""
         settings = self._begin(call)
-        time.sleep(HANG if settings.hang else settings.delay)
+        _pause_blocking(HANG if settings.hang else settings.delay, call)
         return _answer(settings, call)
 
     async def astreaming(self, *_: Any, **call: Any) -> AsyncIterator[GenericStreamingChunk]:
         """The answer in chunks of a word each; the last one carries the usage."""
         settings = self._begin(call)
-        await asyncio.sleep(HANG if settings.hang else settings.delay)
+        await _pause(HANG if settings.hang else settings.delay, call)
         for pause, chunk in _chunks(settings, call):
             if pause:
-                await asyncio.sleep(pause)
+                await _pause(pause, call)
             yield chunk
 
     def streaming(self, *_: Any, **call: Any) -> Iterator[GenericStreamingChunk]:
         """As `astreaming`, blocking."""
         settings = self._begin(call)
-        time.sleep(HANG if settings.hang else settings.delay)
+        _pause_blocking(HANG if settings.hang else settings.delay, call)
         for pause, chunk in _chunks(settings, call):
-            time.sleep(pause)
+            _pause_blocking(pause, call)
             yield chunk
 
     async def aembedding(self, *_: Any, **call: Any) -> EmbeddingResponse:
         """One vector for each input, made from its text alone, of length 1."""
         settings = self._begin(call)
-        await asyncio.sleep(HANG if settings.hang else settings.delay)
+        await _pause(HANG if settings.hang else settings.delay, call)
         return _embeddings(settings, call)
 
     def embedding(self, *_: Any, **call: Any) -> EmbeddingResponse:
         """As `aembedding`, blocking."""
         settings = self._begin(call)
-        time.sleep(HANG if settings.hang else settings.delay)
+        _pause_blocking(HANG if settings.hang else settings.delay, call)
         return _embeddings(settings, call)
 
     def _begin(self, call: Mapping[str, Any]) -> MockSettings:
@@ -105,6 +106,35 @@ class MockLLM(CustomLLM):  # type: ignore[misc] # LiteLLM is not type-checked he
         if drawn or (fault.every is not None and number % fault.every == 0) or (fault.rate is None and fault.every is None):
             raise _error(fault.status, fault.message, model)
         return settings
+
+
+def _allowed(call: Mapping[str, Any]) -> float:
+    """Seconds that the caller waits for bytes; LiteLLM leaves that to the provider's client, which here is this module."""
+    timeout = call.get("timeout")
+    if isinstance(timeout, httpx.Timeout):
+        timeout = timeout.read
+    return float(timeout) if isinstance(timeout, int | float) else math.inf
+
+
+def _timed_out(allowed: float, call: Mapping[str, Any]) -> Exception:
+    error: Exception = litellm.Timeout(
+        f"mock: nothing came within {allowed:g} s", model=str(call["model"]), llm_provider="mock"
+    )
+    return error
+
+
+async def _pause(seconds: float, call: Mapping[str, Any]) -> None:
+    allowed = _allowed(call)
+    await asyncio.sleep(min(seconds, allowed))
+    if seconds > allowed:
+        raise _timed_out(allowed, call)
+
+
+def _pause_blocking(seconds: float, call: Mapping[str, Any]) -> None:
+    allowed = _allowed(call)
+    time.sleep(min(seconds, allowed))
+    if seconds > allowed:
+        raise _timed_out(allowed, call)
 
 
 def _deployment(call: Mapping[str, Any]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import yaml
 
 from pointsman.litellm_config.detect import Detected
 
@@ -61,7 +62,9 @@ def _entry(entry: Mapping[str, Any]) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """Plain where that is safe in YAML, else quoted; JSON's quoting is YAML's too."""
+    """Plain where that is safe in YAML, else quoted and escaped as YAML wants it (JSON's surrogate pairs are no YAML)."""
     text = str(value)
     plain = text.replace("/", "a").replace("_", "a").replace("-", "a").replace(".", "a")
-    return text if plain.isascii() and plain.isalnum() and text[0].isalpha() and "/" in text else json.dumps(text)
+    if plain.isascii() and plain.isalnum() and text[0].isalpha() and "/" in text:
+        return text
+    return yaml.dump(text, Dumper=yaml.SafeDumper, default_style='"', allow_unicode=True, width=1_000_000).strip()
