@@ -45,7 +45,17 @@ def up(
             install.ensure_installed(progress.detail)
     detect = config is None and profile in (None, "local")
     config = config or litellm_config.profile_path(profile or "local")
-    options = Options(config=config, env=env, host=host, port=port, workers=1, data_dir=where, embedded=True, detect=detect)
+    options = Options(
+        config=config,
+        env=env,
+        host=host,
+        port=port,
+        workers=1,
+        data_dir=where,
+        embedded=True,
+        detect=detect,
+        output=where / LOG_NAME,
+    )
     _rotate(where / LOG_NAME)
     _run(Supervisor(options, progress, _announce_up))
 

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from pointsman.errors import ProcessError
 
-__all__ = ["BARE_ENVIRONMENT", "Identity", "choose"]
+__all__ = ["BARE_ENVIRONMENT", "WAYS", "Identity", "choose"]
 
+WAYS = ("direct", "namespace", "setpriv")
 _PROBE_SECONDS = 20.0
 _PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
 # Nothing of the caller's environment: PGDATA, PGPORT, TZ or a locale would change what Postgres does.
@@ -82,7 +83,7 @@ def _candidates(uid: int, gid: int) -> list[Identity]:
     return found
 
 
-def choose(binary: Path, *, ways: Sequence[str] = ("direct", "namespace", "setpriv")) -> Identity:
+def choose(binary: Path, *, ways: Sequence[str] = WAYS) -> Identity:
     """The first way that can run `binary --version` here.
 
     Args:

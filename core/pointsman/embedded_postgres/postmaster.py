@@ -208,7 +208,6 @@ class Postmaster:
                 break
             self._process.send_signal(number)
             await _until(lambda: self.pid is None, patience)
-        self._process = None
 
     def output(self) -> str:
         """What this run wrote to the log, at most its last 64 KiB."""

@@ -7,12 +7,13 @@ import logging
 import os
 import stat
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from pointsman.embedded_postgres.cluster import SUPERUSER, Cluster, data_directory_error, find_binaries
-from pointsman.embedded_postgres.identity import choose
+from pointsman.embedded_postgres.identity import WAYS, choose
 from pointsman.embedded_postgres.lock import OwnerLock
 from pointsman.embedded_postgres.postmaster import HOST, Postmaster, free_port, stop_survivors
 from pointsman.errors import ProcessError
@@ -23,6 +24,7 @@ DATABASE = "litellm"
 _log = logging.getLogger(__name__)
 _START_SECONDS = 300.0  # replaying a long log after a crash is work, not failure
 _RETRY_SECONDS = 15.0
+_SHORT_LIFE = 10.0
 # What Postgres says when a retry helps: old backends still leaving after kill -9, or a port taken between choosing and binding.
 _OLD_LIFE = ("pre-existing shared memory block", 'lock file "postmaster.pid" already exists', "is the server still running")
 _PORT_TAKEN = ("could not bind", "Address already in use", "could not create any TCP/IP sockets")
@@ -37,18 +39,28 @@ class EmbeddedPostgres:
         data_dir: the gateway's data directory; made 0700 when missing.
         address: where the gateway listens; told to whoever finds the directory in use.
         options: further settings of postgresql.conf (tests trade durability for speed).
+        ways: as whom the binaries may run, see identity.py.
     """
 
-    def __init__(self, data_dir: Path, *, address: str | None = None, options: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        address: str | None = None,
+        options: dict[str, str] | None = None,
+        ways: Sequence[str] = WAYS,
+    ) -> None:
         # `..` and links resolved now: Postgres stands inside the directory and must find it whatever happens to the links.
         self.data_dir = Path(os.path.abspath(data_dir))  # noqa: PTH100 - `resolve` would raise on a loop before we can explain
         self._address = address
         self._options = dict(options or {})
+        self._ways = tuple(ways)
         self._lock = OwnerLock(self.data_dir / "lock")
         self._cluster: Cluster | None = None
         self._postmaster: Postmaster | None = None
         self._stopping = False
         self._restarts = 0
+        self._started_at = 0.0
 
     async def start(self) -> str:
         """Take the owner lock, make or recover the cluster, start the server, make the database `litellm`.
@@ -68,7 +80,7 @@ class EmbeddedPostgres:
         self._lock.acquire(**({"address": self._address} if self._address else {}))
         try:
             binaries = find_binaries()
-            identity = await asyncio.to_thread(choose, binaries / "postgres")
+            identity = await asyncio.to_thread(choose, binaries / "postgres", ways=self._ways)
             self._cluster = Cluster(self.data_dir, binaries, identity)
             left = await stop_survivors(self._cluster.path)
             if left:
@@ -88,14 +100,16 @@ class EmbeddedPostgres:
         Raises:
             ProcessError: when it cannot be started again.
         """
-        while not self._stopping and self._postmaster is not None:
-            status = await self._postmaster.wait()
-            if self._stopping or self._cluster is None:
+        while not self._stopping and self._postmaster is not None and self._cluster is not None:
+            port, status = self._postmaster.port, await self._postmaster.wait()
+            if not self._stopping and time.monotonic() - self._started_at < _SHORT_LIFE:
+                await asyncio.sleep(1.0)  # no hot loop when it dies of something that stays
+            if self._stopping:
                 return
             self._restarts += 1
             _log.error("postgres ended with status %s; starting it again", status)
             await stop_survivors(self._cluster.path, patience=2.0)
-            await self._launch(self._postmaster.port)
+            await self._launch(port)
 
     async def stop(self) -> None:
         """Fast shutdown, harder after 20 s; leaves no process; idempotent. Lets go of the owner lock."""
@@ -154,6 +168,7 @@ class EmbeddedPostgres:
             postmaster = Postmaster(self._cluster, port or free_port(), self._options)
             postmaster.spawn()
             self._postmaster = postmaster
+            self._started_at = time.monotonic()
             if await postmaster.ready(_START_SECONDS):
                 self._lock.note(port=postmaster.port)
                 return

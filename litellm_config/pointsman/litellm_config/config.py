@@ -91,6 +91,8 @@ def litellm_environment(config: GatewayConfig, env: Mapping[str, str]) -> dict[s
     """The variables to add to the environment of LiteLLM's processes. What the user has set is left out, and so wins."""
     variables = {item.name: item.value for item in ENVIRONMENT if item.name not in env}
     litellm = config.effective.get("litellm_settings") or {}
+    if "otel" not in litellm.get("callbacks", ()) and not any(name.startswith("OTEL_") for name in env):
+        variables.pop("LITELLM_OTEL_V2", None)  # asked for by nobody, it would print every span to standard output
     if litellm.get("json_logs") is True and "JSON_LOGS" not in env:
         variables["JSON_LOGS"] = "True"  # LiteLLM's command line does this before the first line is logged
     return variables
