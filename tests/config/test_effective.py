@@ -173,13 +173,33 @@ def test_models_found_on_the_machine_join_without_replacing(tmp_path: Path) -> N
 
 def test_the_environment_gives_way_to_the_users(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("model_list: []\nlitellm_settings: {json_logs: true}\n")
+    path.write_text("model_list: []\nlitellm_settings: {json_logs: true, callbacks: [otel]}\n")
     config = load(path, {})
-    variables = litellm_environment(config, {"LITELLM_OTEL_V2": "false"})
-    assert set(variables) == {item.name for item in ENVIRONMENT} - {"LITELLM_OTEL_V2"} | {"JSON_LOGS"}
+    everything = {item.name for item in ENVIRONMENT}
+    assert set(litellm_environment(config, {})) == everything | {"JSON_LOGS"}
+    given = {"LITELLM_OTEL_V2": "false", "JSON_LOGS": "False", "DISABLE_SCHEMA_UPDATE": ""}
+    assert set(litellm_environment(config, given)) == everything - set(given)
     assert all(item.reason for item in ENVIRONMENT)
-    path.write_text("model_list: []\n")
-    assert "JSON_LOGS" not in litellm_environment(load(path, {}), {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "env", "wanted"),
+    [
+        ({}, {}, False),
+        ({"callbacks": ["prometheus"]}, {}, False),
+        ({"callbacks": ["otel"]}, {}, True),
+        ({"success_callback": ["langfuse_otel"]}, {}, True),
+        ({}, {"OTEL_EXPORTER": "otlp_http"}, True),
+    ],
+)
+def test_traces_are_made_only_where_they_are_asked_for(
+    tmp_path: Path, settings: dict[str, Any], env: dict[str, str], wanted: bool
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"model_list": [], "litellm_settings": settings}))
+    variables = litellm_environment(load(path, env), env)
+    assert ("LITELLM_OTEL_V2" in variables) is wanted
+    assert "JSON_LOGS" not in variables
 
 
 def test_nothing_of_the_process_environment_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,11 +91,20 @@ def litellm_environment(config: GatewayConfig, env: Mapping[str, str]) -> dict[s
     """The variables to add to the environment of LiteLLM's processes. What the user has set is left out, and so wins."""
     variables = {item.name: item.value for item in ENVIRONMENT if item.name not in env}
     litellm = config.effective.get("litellm_settings") or {}
-    if "otel" not in litellm.get("callbacks", ()) and not any(name.startswith("OTEL_") for name in env):
+    if not _exports_traces(litellm) and not any(name.startswith("OTEL_") for name in env):
         variables.pop("LITELLM_OTEL_V2", None)  # asked for by nobody, it would print every span to standard output
     if litellm.get("json_logs") is True and "JSON_LOGS" not in env:
         variables["JSON_LOGS"] = "True"  # LiteLLM's command line does this before the first line is logged
     return variables
+
+
+def _exports_traces(litellm: Mapping[str, Any]) -> bool:
+    names = [
+        name
+        for key in ("callbacks", "success_callback", "failure_callback", "service_callback")
+        for name in litellm.get(key) or ()
+    ]
+    return any(isinstance(name, str) and ("otel" in name or name.startswith("arize")) for name in names)
 
 
 def _examine(path: Path, env: Mapping[str, str], extra: Iterable[Detected]) -> tuple[GatewayConfig | None, list[Problem]]:

@@ -138,7 +138,12 @@ ENVIRONMENT: tuple[Variable, ...] = (
     Variable(
         "LITELLM_MODE", "PRODUCTION", "In its development mode LiteLLM reads a `.env` of the working directory by itself."
     ),
-    Variable("LITELLM_OTEL_V2", "true", "GenAI semantic conventions, one trace a request, no prompt text unless asked."),
+    Variable(
+        "LITELLM_OTEL_V2",
+        "true",
+        "GenAI semantic conventions, one trace a request, no prompt text unless asked. "
+        "Only where a callback or an `OTEL_` variable asks for traces: else every span would be printed.",
+    ),
     Variable("LITELLM_DONT_SHOW_FEEDBACK_BOX", "true", "No banner among the log lines."),
     Variable("DISABLE_SCHEMA_UPDATE", "true", "The supervisor migrates, once, before the workers start."),
     Variable(
