@@ -210,9 +210,9 @@ class Supervisor:
             postgres = EmbeddedPostgres(options.data_dir, address=f"{options.host}:{options.port}")
             stack.push_async_callback(postgres.stop)
             with self.progress.step("Postgres"):
-                url = await postgres.start()
+                own = await postgres.start()
             self._postgres = postgres
-            return url
+            return own
         url = self.config.database_url
         if url is None:
             self.progress.say("  ! no DATABASE_URL: no virtual keys, no spend, no decision records")

@@ -64,11 +64,11 @@ class _Preloader:
         self._send(type="preloader", pid=os.getpid())
         buffer = b""
         while True:
-            ready, _, _ = select.select([self._control, self._wake_read], [], [])
+            ready, _, _ = select.select([self._control.fileno(), self._wake_read], [], [])
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
                 self._reap()
-            if self._control in ready:
+            if self._control.fileno() in ready:
                 data = self._control.recv(65_536)
                 if not data:
                     break

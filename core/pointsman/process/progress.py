@@ -33,7 +33,10 @@ class Progress:
         started = time.monotonic()
         try:
             yield
-        except BaseException:
+        except Exception:
             self.say(f"  ✗ {name}")
+            raise
+        except BaseException:  # Ctrl-C: nothing failed
+            self.say(f"  - {name}: interrupted")
             raise
         self.say(f"  ✓ {name} ({time.monotonic() - started:.1f} s)")
