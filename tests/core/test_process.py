@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pointsman.errors import ProcessError
 from pointsman.process.channel import MAX_MESSAGE, Channel, ChannelClosedError
 from pointsman.process.listen import bind

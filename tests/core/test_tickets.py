@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import httpx
+from starlette.types import Receive, Scope, Send
+
 from pointsman.decisions import Decision
 from pointsman.decisions.ticket import current_ticket
 from pointsman.http.tickets import HEADERS, Tickets
-from starlette.types import Receive, Scope, Send
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pointsman.custom_router.decide import Decider
 from pointsman.custom_router.request import Candidate, RoutingRequest
 from pointsman.decisions.ticket import Ticket

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pointsman.custom_router.pick import match, order
 from pointsman.custom_router.request import Candidate, candidate_of, text_of
 
