@@ -32,8 +32,8 @@ class Statement:
     """One statement.
 
     Attributes:
-        text: without the semicolon and surrounding white space; comments stay.
-        line: 1-based line on which it starts.
+        text: from its first word on, without the semicolon; comments inside stay.
+        line: 1-based line of its first word.
     """
 
     text: str
@@ -76,6 +76,16 @@ def without_comments(sql: str) -> str:
     return " ".join([*parts, sql[place:]])
 
 
+def _first_word(piece: str) -> int:
+    """Where white space and comments end."""
+    place = 0
+    for kind, start, end in _tokens(piece):
+        if kind != "comment" or piece[place:start].strip():
+            break
+        place = end
+    return place + len(piece[place:]) - len(piece[place:].lstrip())
+
+
 def split(sql: str) -> list[Statement]:
     """The statements, in order; pieces that are only white space and comments are left out."""
     edges = [start for kind, start, _ in _tokens(sql) if kind == "end"]
@@ -83,8 +93,8 @@ def split(sql: str) -> list[Statement]:
     begin = 0
     for edge in [*edges, len(sql)]:
         piece = sql[begin:edge]
-        if without_comments(piece).strip():
-            lead = len(piece) - len(piece.lstrip())
-            found.append(Statement(piece.strip(), sql.count("\n", 0, begin + lead) + 1))
+        lead = _first_word(piece)
+        if lead < len(piece):
+            found.append(Statement(piece[lead:].rstrip(), sql.count("\n", 0, begin + lead) + 1))
         begin = edge + 1
     return found
