@@ -82,7 +82,7 @@ class KnnStrategy:
 
     def _score(self, vectors: Matrix) -> Matrix:
         # One row is a matrix-vector product, which reads the index once and needs no copy of it.
-        similar = (self._vectors @ vectors[0])[None] if len(vectors) == 1 else vectors @ self._vectors.T
+        similar: Matrix = (self._vectors @ vectors[0])[None] if len(vectors) == 1 else vectors @ self._vectors.T
         rows, m = similar.shape[1], len(self._models)
         scores: Matrix = np.empty((len(vectors), m), np.float32)
         for number, line in enumerate(similar):
