@@ -409,3 +409,20 @@ def test_every_code_is_of_the_catalogue(write: Write) -> None:
     problems = check(write("model_lst: 1\npointsman: {a: 1}\nrouter_settings: {routing_strategy: x}\n"), {})
     assert problems
     assert all(problem.code in CATALOGUE and problem.message and problem.mend for problem in problems)
+
+
+def test_a_master_key_that_litellm_refuses(write: Write) -> None:
+    for literal in ("sk-1234", "''", "5"):
+        path = write(f"{GOOD}general_settings: {{master_key: {literal}}}\n")
+        assert one(check(path, {}), "general_settings.master_key").code == "E4203"
+    assert one(check(write(GOOD), {"LITELLM_MASTER_KEY": "sk-1234"}), "LITELLM_MASTER_KEY").code == "E4203"
+    path = write(f"{GOOD}general_settings: {{master_key: os.environ/MINE}}\n")
+    assert one(check(path, {"MINE": "sk-1234"}), "MINE").code == "E4203"
+    path = write(f"{GOOD}general_settings: {{dangerously_permit_weak_or_unset_master_key: true, master_key: sk-1234}}\n")
+    assert check(path, {}) == []
+
+
+@pytest.mark.parametrize("setting", ["callbacks: {a: b}", "custom_provider_map: {a: b}"])
+def test_lists_that_are_none(write: Write, setting: str) -> None:
+    problems = check(write(f"{GOOD}litellm_settings: {{{setting}}}\n"), {})
+    assert [(p.severity, p.line) for p in problems] == [("error", 6)]

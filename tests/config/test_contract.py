@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import hashlib
 import typing
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -154,6 +155,16 @@ def test_the_raw_strategy_name_would_not_start(tmp_path: Path) -> None:
     """Why the translation is there: should LiteLLM learn the name, this fails and tells."""
     with pytest.raises(ValueError, match="Invalid routing_strategy"):
         litellm.Router(model_list=[], routing_strategy=typing.cast("Any", "llmrouter-knn"))
+
+
+def test_the_known_master_key_is_the_one_that_litellm_refuses() -> None:
+    from litellm.proxy.auth import master_key_boot_check as theirs
+
+    from pointsman.litellm_config import checks
+
+    assert hashlib.sha256(checks._KNOWN_KEY.encode()).hexdigest() in theirs.PUBLICLY_KNOWN_MASTER_KEY_SHA256_DIGESTS
+    assert checks._WEAK_KEY_SETTING == theirs.WEAK_OR_UNSET_MASTER_KEY_OVERRIDE_SETTING
+    assert checks._WEAK_KEY_VARIABLE == theirs.WEAK_OR_UNSET_MASTER_KEY_OVERRIDE_ENV_VAR
 
 
 def test_types_stand_as_documented() -> None:

@@ -22,6 +22,10 @@ REFERENCE = "os.environ/"
 _MADE_AT_START = frozenset({"LITELLM_MASTER_KEY", "LITELLM_SALT_KEY"})
 """`pointsman up` makes these; `serve` refuses to start without the first."""
 
+_KNOWN_KEY = "sk-1234"
+_WEAK_KEY_SETTING = "dangerously_permit_weak_or_unset_master_key"
+_WEAK_KEY_VARIABLE = "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"
+
 _MAPPINGS = ("litellm_settings", "general_settings", "router_settings", "environment_variables", "pointsman")
 
 
@@ -53,6 +57,14 @@ def check_sections(source: Source) -> None:
         message = "stays true: with it off, LiteLLM rewrites its configuration with the master key in clear"
         source.warn(("general_settings", "store_model_in_db"), "E4203", message, "Remove the line.")
     _check_router(source)
+    litellm = _section(source, "litellm_settings")
+    callbacks = litellm.get("callbacks")
+    if callbacks is not None and not isinstance(callbacks, list | str):
+        source.problem(("litellm_settings", "callbacks"), "E4203", "is not a list of names", "Write `callbacks: [prometheus]`.")
+    handlers = litellm.get("custom_provider_map")
+    if handlers is not None and not isinstance(handlers, list):
+        mend = "Write `- {provider: name, custom_handler: module.instance}`."
+        source.problem(("litellm_settings", "custom_provider_map"), "E4203", "is not a list", mend)
 
 
 def _section(source: Source, name: str) -> dict[str, Any]:
@@ -197,6 +209,7 @@ def check_environment(source: Source, env: Mapping[str, str]) -> str | None:
     if env.get("LITELLM_CONFIG_BUCKET_NAME"):
         message = "LiteLLM would read its configuration from that bucket and nothing of this file"
         _environment(source, "LITELLM_CONFIG_BUCKET_NAME", "E4203", message, "Unset it; fetch the file before the start.")
+    _check_master_key(source, env)
     given = _section(source, "general_settings").get("database_url")
     url = resolve(given, env) or env.get("DATABASE_URL") or None
     if url is not None:
@@ -214,6 +227,25 @@ def check_environment(source: Source, env: Mapping[str, str]) -> str | None:
                 _environment(source, "DATABASE_URL", "E4504", message, mend)
             return None
     return url
+
+
+def _check_master_key(source: Source, env: Mapping[str, str]) -> None:
+    """What LiteLLM refuses to start with; that there is none at all is told at start, since `up` makes one."""
+    general = _section(source, "general_settings")
+    if general.get(_WEAK_KEY_SETTING) is True or env.get(_WEAK_KEY_VARIABLE):
+        return
+    given = general.get("master_key")
+    path: KeyPath = ("general_settings", "master_key")
+    mend = f"Make a long random one: sk-$(openssl rand -hex 32); write `master_key: {REFERENCE}LITELLM_MASTER_KEY`."
+    if given is not None and (not isinstance(given, str) or not given):
+        source.problem(path, "E4203", "is no text", mend)
+    elif resolve(given or f"{REFERENCE}LITELLM_MASTER_KEY", env) == _KNOWN_KEY:
+        message = "is the key of LiteLLM's documentation, which everybody knows; LiteLLM refuses to start with it"
+        if isinstance(given, str) and not given.startswith(REFERENCE):
+            source.problem(path, "E4203", message, mend)
+        else:
+            variable = given.removeprefix(REFERENCE) if isinstance(given, str) else "LITELLM_MASTER_KEY"
+            _environment(source, variable, "E4203", message, mend)
 
 
 def _environment(source: Source, variable: str, code: str, message: str, mend: str) -> None:
