@@ -4,7 +4,7 @@ from pointsman.litellm_config.config import GatewayConfig, check, litellm_enviro
 from pointsman.litellm_config.detect import Detected, detect
 from pointsman.litellm_config.initialise import render_init
 from pointsman.litellm_config.problems import InvalidConfigError, Problem
-from pointsman.litellm_config.profiles import PROFILES, profile_path
+from pointsman.litellm_config.starters import PROFILES, profile_path
 
 __all__ = [
     "PROFILES",
