@@ -23,8 +23,8 @@ from pointsman.embedded_postgres import EmbeddedPostgres
 
 T = TypeVar("T")
 TEMPLATE = "template_migrated"
-# Nothing here must survive a power cut.
-UNSAFE_AND_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
+# Nothing here must survive a power cut. (What is committed survives kill -9 all the same: the kernel has it.)
+UNSAFE_AND_FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "300"}
 
 
 class PostgresServer:
@@ -47,6 +47,10 @@ class PostgresServer:
     def start(self) -> str:
         return self.call(self.embedded.start())
 
+    def watch(self) -> None:
+        """Have it started again whenever it dies."""
+        asyncio.run_coroutine_threadsafe(self.embedded.run(), self._loop)
+
     def stop(self) -> None:
         self.call(self.embedded.stop())
 
@@ -54,9 +58,16 @@ class PostgresServer:
         """Stop the server and its loop."""
         try:
             self.stop()
+            self.call(self._cancel_others())
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(10)
+
+    async def _cancel_others(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def url(self, database: str = "litellm") -> str:
         return self.embedded.url(database)

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 _START_SECONDS = 300.0  # replaying a long log after a crash is work, not failure
 _RETRY_SECONDS = 15.0
 _SHORT_LIFE = 10.0
+_LONGEST_PAUSE = 30.0
 # What Postgres says when a retry helps: old backends still leaving after kill -9, or a port taken between choosing and binding.
 _OLD_LIFE = ("pre-existing shared memory block", 'lock file "postmaster.pid" already exists', "is the server still running")
 _PORT_TAKEN = ("could not bind", "Address already in use", "could not create any TCP/IP sockets")
@@ -95,21 +96,25 @@ class EmbeddedPostgres:
         return self.url()
 
     async def run(self) -> None:
-        """Watch the server and start it again, on the same port, when it dies. Returns after `stop`; cancel it to end it.
-
-        Raises:
-            ProcessError: when it cannot be started again.
+        """Watch the server and start it again, on the same port, whenever it dies: it may be killed for memory, and a full disk
+        may be emptied. Returns after `stop`; cancel it to end it.
         """
+        pause = 0.0
         while not self._stopping and self._postmaster is not None and self._cluster is not None:
             port, status = self._postmaster.port, await self._postmaster.wait()
-            if not self._stopping and time.monotonic() - self._started_at < _SHORT_LIFE:
-                await asyncio.sleep(1.0)  # no hot loop when it dies of something that stays
+            await asyncio.sleep(pause)
             if self._stopping:
                 return
+            # No hot loop when it dies of something that stays.
+            short = time.monotonic() - self._started_at < _SHORT_LIFE
+            pause = min(max(0.5, pause * 2), _LONGEST_PAUSE) if short else 0.0
             self._restarts += 1
             _log.error("postgres ended with status %s; starting it again", status)
-            await stop_survivors(self._cluster.path, patience=2.0)
-            await self._launch(port)
+            try:
+                await stop_survivors(self._cluster.path, patience=2.0)
+                await self._launch(port)
+            except ProcessError as error:
+                _log.error("postgres did not come back: %s", error)
 
     async def stop(self) -> None:
         """Fast shutdown, harder after 20 s; leaves no process; idempotent. Lets go of the owner lock."""
