@@ -5,8 +5,9 @@
 What is compared:
 
 - **stock**: LiteLLM's own command line as it comes, with Prisma's generated types as they were generated. To its advantage it
-  finds the database migrated (DISABLE_SCHEMA_UPDATE), all bytecode compiled, a query engine that is already running (there is
-  no network to download Prisma's own from), and the settings that keep it from looking for the internet at start.
+  finds the database migrated (DISABLE_SCHEMA_UPDATE), all bytecode compiled, a query engine that is already running, a stub
+  for Prisma's schema engine (so that its comparison of schemas, at each start, neither downloads nor compares anything), and
+  the settings that keep it from looking for the internet.
 - **pointsman**: `pointsman serve` with the same file and our section, one worker. It starts its query engine itself and loads
   one strategy from disk. Its data directory is there from the run before: this is a second start.
 
@@ -50,8 +51,9 @@ __all__ = ["Report", "main", "measure"]
 PATIENCE = 180.0
 """Seconds that a start may take before the run is given up."""
 
-# What would make one side do something that the other does not.
+# What would make one side do something that the other does not; and both may keep the bytecode of their first start.
 FOREIGN = ("LITELLM_", "DATABASE_URL", "POINTSMAN", "PRISMA_", "OTEL_", "LANGFUSE_", "CONFIG_FILE_PATH", "STORE_MODEL_IN_DB")
+FOREIGN += ("PYTHONDONTWRITEBYTECODE",)
 
 KEYS = {"LITELLM_MASTER_KEY": "sk-bench-0123456789abcdef", "LITELLM_SALT_KEY": "sk-bench-fedcba9876543210"}
 
@@ -100,6 +102,18 @@ def generated_prisma(folder: Path) -> Path:
         (copy / "types.pyi").replace(copy / "types.py")
     compileall.compile_dir(copy, quiet=2)
     return folder
+
+
+def schema_engine_stub(folder: Path) -> dict[str, str]:
+    """Variables that make Prisma's command line take a program that does nothing for its schema engine."""
+    stub = folder / "schema-engine"
+    stub.write_text("#!/bin/sh\necho schema-engine-cli\n", encoding="utf-8")
+    stub.chmod(0o755)
+    return {
+        "PRISMA_CLI_QUERY_ENGINE_TYPE": "binary",
+        "PRISMA_QUERY_ENGINE_LIBRARY": str(stub),
+        "PRISMA_SCHEMA_ENGINE_BINARY": str(stub),
+    }
 
 
 def free_port() -> int:
@@ -191,7 +205,7 @@ async def measure(folder: Path, *, runs: int, bundle: Path | None = None, log: A
         offline = litellm_environment(load(our_file, common), common)
         prisma = await asyncio.to_thread(generated_prisma, folder / "generated")
         scripts = Path(sys.executable).parent
-        stock_env = common | offline | dict(engine.environment)
+        stock_env = common | offline | dict(engine.environment) | schema_engine_stub(folder)
         stock_env |= {"DATABASE_URL": url, "DISABLE_SCHEMA_UPDATE": "true", "PYTHONPATH": str(prisma)}
         stock = ([str(scripts / "litellm"), "--config", str(stock_file), "--host", "127.0.0.1", "--port", "{port}"], stock_env)
         ours = (
