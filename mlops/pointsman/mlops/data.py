@@ -2,8 +2,8 @@
 
 - ours, a line a prompt: `{"query": "...", "scores": {"model": 0..1}, "id": ..., "task": ..., "costs": {"model": dollars}}`, of
   which `id`, `task` and `costs` may be absent;
-- LLMRouter's routing data, a line a prompt and model: `{"query": "...", "model_name": "...", "performance": 0..1}`, of which the
-  lines of one query become one prompt; a model that stands there several times counts with its mean.
+- LLMRouter's routing data, a line a prompt and model: `{"query": "...", "model_name": "...", "performance": 0..1}`, of which
+  the lines of one query become one prompt; a model that stands there several times counts with its mean.
 """
 
 from __future__ import annotations

@@ -136,15 +136,15 @@ def frontier(predicted: Matrix, held: Dataset, prices: dict[str, Prices]) -> lis
 def _train_means(train: Dataset) -> Weights:
     counts = train.known.sum(axis=0)
     totals = train.scores.astype(np.float64).sum(axis=0)
-    return np.divide(totals, counts, out=np.full(len(counts), -1.0), where=counts > 0)
+    means: Weights = np.divide(totals, counts, out=np.full(len(counts), -1.0), where=counts > 0)
+    return means
 
 
 def _oracle(truth: Weights, costs: Weights | None) -> NDArray[np.intp]:
     """The best model of each row, the cheaper of equals."""
-    if costs is None:
-        return truth.argmax(axis=1)
     best = truth >= truth.max(axis=1, keepdims=True)
-    return np.where(best, costs, np.inf).argmin(axis=1)
+    picks: NDArray[np.intp] = np.where(best, 0.0 if costs is None else costs, np.inf).argmin(axis=1)
+    return picks
 
 
 def _draws(groups: NDArray[np.intp], seed: int) -> tuple[NDArray[np.intp], Weights]:

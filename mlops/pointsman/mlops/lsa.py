@@ -1,6 +1,7 @@
 """Fits the `tfidf` encoder: a vocabulary, its weights, and the projection by a truncated singular value decomposition.
 
-The decomposition is the randomised one with power iterations (Halko, Martinsson, Tropp, 2011) on a sparse matrix, in plain NumPy.
+The decomposition is the randomised one with power iterations (Halko, Martinsson, Tropp, 2011) on a sparse matrix, in plain
+NumPy.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pointsman.strategies.encoders.tfidf import TfidfEncoder
 
 __all__ = ["fit_tfidf"]
 
-MAX_VOCABULARY = 32_768
+MAX_VOCABULARY = 16_384
 OVERSAMPLE = 32
 POWER_ITERATIONS = 4
 DENSE_ROWS = 512
@@ -64,7 +65,7 @@ class _Sparse:
         return result
 
 
-def fit_tfidf(texts: Sequence[str], dimensions: int = 256, *, seed: int = 0) -> TfidfEncoder:
+def fit_tfidf(texts: Sequence[str], dimensions: int = 192, *, seed: int = 0) -> TfidfEncoder:
     """Fit the encoder on `texts`.
 
     Args:
@@ -99,6 +100,19 @@ def fit_tfidf(texts: Sequence[str], dimensions: int = 256, *, seed: int = 0) -> 
     return TfidfEncoder(names, idf, _right_vectors(matrix, dimensions, seed).astype(np.float16))
 
 
+def _orthonormal(vectors: Matrix) -> Matrix:
+    """An orthonormal basis of the columns' span, by the eigenvectors of their Gram matrix, twice for accuracy.
+
+    For tall matrices this is matrix products only, some twenty times faster than Householder's QR; directions that rounding
+    drowns are left out.
+    """
+    for _ in range(2):
+        values, turns = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
+        good = values > 1e-10 * values[-1]
+        vectors = vectors @ (turns[:, good] / np.sqrt(values[good])).astype(np.float32)
+    return vectors
+
+
 def _right_vectors(matrix: _Sparse, dimensions: int, seed: int) -> Matrix:
     """The first right singular vectors as columns, (width, at most `dimensions`), each with its largest entry positive."""
     if min(matrix.rows, matrix.width) <= max(DENSE_ROWS, dimensions + OVERSAMPLE):
@@ -106,12 +120,15 @@ def _right_vectors(matrix: _Sparse, dimensions: int, seed: int) -> Matrix:
     else:
         transposed = matrix.transposed()
         start = np.random.default_rng(seed).standard_normal((matrix.width, dimensions + OVERSAMPLE), np.float32)
-        basis = np.linalg.qr(matrix.times(start))[0]
+        basis = _orthonormal(matrix.times(start))
         for _ in range(POWER_ITERATIONS):
-            basis = np.linalg.qr(transposed.times(basis))[0]
-            basis = np.linalg.qr(matrix.times(basis))[0]
-        _, values, right = np.linalg.svd(transposed.times(basis).T, full_matrices=False)
+            basis = _orthonormal(matrix.times(_orthonormal(transposed.times(basis))))
+        projected = transposed.times(basis).T
+        squares, left = np.linalg.eigh((projected @ projected.T).astype(np.float64))
+        values = np.sqrt(np.maximum(squares[::-1], 0.0))
+        right = left[:, ::-1].T.astype(np.float32) @ projected / np.maximum(values, 1e-12)[:, None]
     count = min(dimensions, int((values > 1e-5 * values[0]).sum()))
     vectors: Matrix = right[:count].T
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(count)])
-    return (vectors * signs).astype(np.float32)
+    result: Matrix = (vectors * signs).astype(np.float32)
+    return result

@@ -58,7 +58,7 @@ class KnnStrategy:
         self._weights = np.concatenate((scores * present, present), axis=1)  # one product gives both sums
         count = present.sum(axis=0, dtype=np.float64)
         total = self._weights[:, : len(models)].sum(axis=0, dtype=np.float64)
-        self._prior = np.divide(total, count, out=np.full(len(models), 0.5), where=count > 0).astype(np.float32)
+        self._prior: Matrix = np.divide(total, count, out=np.full(len(models), 0.5), where=count > 0).astype(np.float32)
 
     @property
     def models(self) -> tuple[str, ...]:
