@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pointsman.decisions import Attempt, Decision, Dropped, Outcome, new_decision_id
 from pointsman.decisions.rows import Record
 from pointsman.decisions.store import DecisionStore
+from pointsman.embedded_postgres.postmaster import survivors
 from pointsman.migrations.runner import migrate
 from pointsman.settings import DecisionSettings
 from support.postgres import UNSAFE_AND_FAST, PostgresServer
@@ -315,6 +316,28 @@ async def test_a_database_that_hangs_does_not_hold_up_the_end(own_server: Postgr
         await store.close(0.5)
         assert time.monotonic() - started < 3
     assert (store.written, store.dropped, store.pending) == (1, 5, 0)
+
+
+async def test_a_server_that_stands_still_does_not_hold_up_the_end(own_server: PostgresServer) -> None:
+    """Not even the cancellation of the query is answered."""
+    store = DecisionStore(own_server.new_database(), FAST)
+    await store.start()
+    store.put(decision())
+    await until(lambda: store.written == 1)
+    stopped = survivors(own_server.data_dir / "postgres")
+    assert stopped
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        store.put(decision())
+        await asyncio.sleep(0.3)
+        started = time.monotonic()
+        await store.close(0.5)
+        assert time.monotonic() - started < 3
+        assert (store.written, store.dropped, store.pending) == (1, 1, 0)
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
 
 
 class Background:

@@ -280,7 +280,7 @@ class TestLedgerOfOthers:
     )
     def test_other_schema_without_ledger_is_refused(self, new_database: Make, change: str, says: str) -> None:
         url = new_database()
-        run(url, "DROP TABLE _prisma_migrations", change)
+        run(url, "DROP TABLE _prisma_migrations, pointsman_migrations", change)
         before = schema(url)
         with pytest.raises(DatabaseError) as caught:
             migrate(url, silent)

@@ -28,7 +28,7 @@ from pointsman.migrations.failure import failure, mend
 from pointsman.migrations.indexes import build_indexes
 from pointsman.migrations.ledger import OurLedger, PrismaLedger
 from pointsman.migrations.lock import migration_lock
-from pointsman.migrations.plan import MigrationStatus, Plan, SetStatus, compare, make_plan
+from pointsman.migrations.plan import MigrationStatus, SetStatus, compare, make_plan
 from pointsman.migrations.sources import Migration, litellm_migrations, our_migrations
 from pointsman.migrations.statements import without_comments
 
@@ -91,11 +91,12 @@ def migrate(
             return MigrationReport((), (), plan.already, 0.0, time.monotonic() - started)
         with migration_lock(connection, patience=patience, progress=progress) as waited:
             plan = make_plan(connection, theirs, ours, progress)
-            if schema_of(database_url) != "public":
-                connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema_of(database_url))))
+            # First, when the tables are there already: a refusal leaves nothing behind.
             adopted = adopt(connection, libpq_url(database_url), theirs, progress) if plan.adopt else ()
+            _prepare(connection, database_url)
             todo = [] if plan.adopt else plan.litellm
-            _prepare(connection, plan, database_url)
+            for name in plan.complete:
+                PrismaLedger.finish(connection, name)
             for number, migration in enumerate(todo, 1):
                 _apply(connection, migration, database_url, PrismaLedger.record)
                 if number % 50 == 0 or number == len(todo):
@@ -120,12 +121,13 @@ def status(database_url: str, *, litellm_folder: Path | None = None, our_folder:
         )
 
 
-def _prepare(connection: psycopg.Connection[Any], plan: Plan, database_url: str) -> None:
+def _prepare(connection: psycopg.Connection[Any], database_url: str) -> None:
+    schema = schema_of(database_url)
     try:
+        if schema != "public":
+            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
         PrismaLedger.create(connection)
         OurLedger.create(connection)
-        for name in plan.complete:
-            PrismaLedger.finish(connection, name)
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
         raise DatabaseError(
             f"the ledger cannot be written: {error.diag.message_primary}",
