@@ -234,7 +234,12 @@ def parse_bundle(
         raise pickle_error(where)
     members = unpack(data, where)
     encoded = members.pop(MANIFEST)
-    manifest = parse_manifest(encoded)
+    try:
+        manifest = parse_manifest(encoded)
+        encoder, strategy = _assemble(manifest, _checked_files(manifest, members))
+    except BundleError as error:
+        error.where = f"{where} {error.where}" if error.where else where
+        raise
     if expect_name is not None and manifest.name != expect_name:
         raise BundleError(
             f"the bundle is for the strategy {manifest.name!r}, not {expect_name!r}",
@@ -242,38 +247,34 @@ def parse_bundle(
             where=where,
             mend=f"train or publish it with the name {expect_name!r}",
         )
-    arrays = _checked_files(manifest, members, where)
-    encoder, strategy = _assemble(manifest, arrays, where)
     bundle = Bundle(manifest, sha256_hex(encoded), sha256, len(data), encoder, strategy)
     _probe(bundle, where)
     return bundle
 
 
-def _checked_files(manifest: Manifest, members: dict[str, bytes], where: str) -> dict[str, dict[str, NDArray[Any]]]:
+def _checked_files(manifest: Manifest, members: dict[str, bytes]) -> dict[str, dict[str, NDArray[Any]]]:
     """The arrays of each file, after its size and digest were compared with the manifest."""
     if set(manifest.files) != set(members):
         raise BundleError(
             f"the manifest lists {sorted(manifest.files)}, the archive holds {sorted(members)}",
-            where=f"{where} {MANIFEST} files",
+            where=f"{MANIFEST} files",
         )
     for name, entry in manifest.files.items():
         if len(members[name]) != entry.size or sha256_hex(members[name]) != entry.sha256:
-            raise BundleError(
-                f"{name!r} does not have the size and sha256 of the manifest", code="E4302", where=f"{where} {name}"
-            )
+            raise BundleError(f"{name!r} does not have the size and sha256 of the manifest", code="E4302", where=name)
     if surplus := set(members) - {_ENCODER_FILE, _STRATEGY_FILE}:
-        raise BundleError(f"no part of a bundle: {sorted(surplus)}", where=where)
-    return {name: unpack_arrays(data, f"{where} {name}") for name, data in members.items()}
+        raise BundleError(f"no part of a bundle: {sorted(surplus)}")
+    return {name: unpack_arrays(data, name) for name, data in members.items()}
 
 
-def _assemble(manifest: Manifest, arrays: dict[str, dict[str, NDArray[Any]]], where: str) -> tuple[Encoder, Strategy]:
+def _assemble(manifest: Manifest, arrays: dict[str, dict[str, NDArray[Any]]]) -> tuple[Encoder, Strategy]:
     encoder_type, strategy_type = ENCODERS.get(manifest.encoder.kind), STRATEGIES.get(manifest.kind)
     if encoder_type is None or strategy_type is None:
         unknown = f"encoder {manifest.encoder.kind!r}" if encoder_type is None else f"strategy {manifest.kind!r}"
         raise BundleError(
             f"this version knows no {unknown}",
             code="E4306",
-            where=f"{where} {MANIFEST}",
+            where=MANIFEST,
             mend=f"encoders: {sorted(ENCODERS)}; strategies: {sorted(STRATEGIES)}",
         )
     encoder = encoder_type.from_parts(manifest.encoder.params, arrays.get(_ENCODER_FILE, {}))
@@ -281,18 +282,15 @@ def _assemble(manifest: Manifest, arrays: dict[str, dict[str, NDArray[Any]]], wh
         raise BundleError(
             f"the encoder has {encoder.dimensions} dimensions, the manifest says {manifest.encoder.dimensions}",
             code="E4307",
-            where=f"{where} {MANIFEST} encoder.dimensions",
+            where=f"{MANIFEST} encoder.dimensions",
         )
     if encoder_digest(encoder) != manifest.encoder.sha256:
-        raise BundleError(
-            "the encoder's digest is not the manifest's", code="E4302", where=f"{where} {MANIFEST} encoder.sha256"
-        )
+        raise BundleError("the encoder's digest is not the manifest's", code="E4302", where=f"{MANIFEST} encoder.sha256")
     strategy = strategy_type.from_parts(manifest.models, manifest.params, arrays.get(_STRATEGY_FILE, {}))
     if strategy.dimensions not in (0, encoder.dimensions):
         raise BundleError(
             f"the strategy wants {strategy.dimensions} dimensions, the encoder has {encoder.dimensions}",
             code="E4307",
-            where=where,
         )
     return encoder, strategy
 
