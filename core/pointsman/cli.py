@@ -174,15 +174,27 @@ def mlops() -> None:
 @click.option("--data", type=PATH, required=True, help="JSON lines (.jsonl, .jsonl.gz): query and a score for each model.")
 @click.option("--out", type=PATH, required=True, help="Directory for the bundle and its card.")
 @click.option("--name", default="llmrouter-knn", show_default=True, help="Name of the strategy that the bundle is for.")
-@click.option("--encoder", type=click.Choice(["tfidf", "hashing"]), default="tfidf", show_default=True)
-@click.option("--neighbours", type=click.IntRange(1, 1000), default=50, show_default=True, help="k of kNN.")
-@click.option("--seed", type=int, default=0, show_default=True)
-def mlops_train(strategy: str, data: Path, out: Path, name: str, encoder: str, neighbours: int, seed: int) -> None:
-    """Train a strategy and write a bundle with its held-out evaluation."""
+@click.option("--encoder", type=click.Choice(["tfidf", "hashing"]), default="tfidf", show_default=True, help="Text to vector.")
+@click.option("--neighbours", type=click.IntRange(1, 1000), help="k of kNN.  [default: by cross-validation]")
+@click.option("--holdout", type=click.FloatRange(0.01, 0.5), default=0.2, show_default=True, help="Share of rows that judge.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+def mlops_train(
+    strategy: str, data: Path, out: Path, name: str, encoder: str, neighbours: int | None, holdout: float, seed: int
+) -> None:
+    """Train a strategy; write a bundle and a card with its held-out evaluation beside the baselines."""
     from pointsman.mlops.train import train_knn
 
     del strategy  # `knn` is the only one yet; the choice above says so
-    bundle = train_knn(data, out, name=name, encoder=encoder, k=neighbours, seed=seed)
+    bundle = train_knn(
+        data,
+        out,
+        name=name,
+        encoder=encoder,
+        k=neighbours,
+        holdout=holdout,
+        seed=seed,
+        progress=lambda line: click.echo(line, err=True),
+    )
     click.echo(str(bundle))
 
 
