@@ -1,6 +1,6 @@
 """A real S3 API over HTTP for the session: moto's server in a process of its own, behind a small TCP proxy with faults.
 
-- `s3`: the server; `.endpoint_url`, `.client()`, `.new_bucket()`, `.environment`
+- `s3`: the server; `.endpoint_url`, `.client`, `.new_bucket()`, `.environment`
 - `s3.stop()` / `s3.start()`: connections are refused, then accepted again, on the same port; the data stay
 - `with s3.fault("hang")`: accepts and never answers; `"refuse"`: as `stop`; `"cut"`: passes `after` bytes of each answer, then
   closes; `"forbidden"`, `"broken"`: answers 403 InvalidAccessKeyId, 503 (moto checks no credentials)
@@ -20,6 +20,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Coroutine, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,8 +214,9 @@ class S3Server:
         """Everything that went through, oldest first; clear it as you like."""
         return self.proxy.requests
 
+    @cached_property
     def client(self) -> Any:
-        """A boto3 client with good credentials, straight through the proxy."""
+        """A boto3 client with good credentials, through the proxy; any thread may use it."""
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint_url,
@@ -227,8 +229,7 @@ class S3Server:
     def new_bucket(self) -> str:
         """Make an empty bucket; returns its name."""
         name = f"bucket-{secrets.token_hex(6)}"
-        with contextlib.closing(self.client()) as client:
-            client.create_bucket(Bucket=name)
+        self.client.create_bucket(Bucket=name)
         return name
 
     def stop(self) -> None:
