@@ -132,10 +132,10 @@ def _locked(layout: Layout) -> Iterator[None]:
         with layout.lock.open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
-    except PermissionError as error:
+    except OSError as error:  # of any step: permissions, a full disk
         raise ProcessError(
-            f"Set-up may not write into the Python environment: {error}.",
+            f"Set-up cannot write into the Python environment: {error}.",
             code="E4604",
             where=str(layout.root),
-            mend="Run `python -m pointsman.migrations.install` once as the environment's owner, or while building the image.",
+            mend="Run `python -m pointsman.migrations.install` as the environment's owner, or while building the image.",
         ) from error

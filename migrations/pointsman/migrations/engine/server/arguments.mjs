@@ -13,7 +13,9 @@ const FIELDS_IN_RELATION = new Set([
 ]);
 const FIELDS_IN_OPERATION = new Set(['where', 'data', 'create', 'update', 'cursor', 'having']);
 const LOGIC = new Set(['AND', 'OR', 'NOT']);
-const JSON_TEXT_KEYS = new Set(['equals', 'not', 'array_contains', 'array_starts_with', 'array_ends_with', 'lt', 'lte', 'gt', 'gte', 'set']);
+const JSON_TEXT_KEYS = new Set([
+  'equals', 'not', 'array_contains', 'array_starts_with', 'array_ends_with', 'lt', 'lte', 'gt', 'gte', 'set',
+]);
 
 /** Encodes GraphQL values for one schema. */
 export class ArgumentEncoder {
@@ -69,7 +71,7 @@ export class ArgumentEncoder {
     const encoded = {};
     for (const node of value.fields) {
       const key = node.name.value;
-      if (OPERATION_IN_RELATION.has(key) || (key === 'update' && isUpdateOfOne(node.value, known))) {
+      if (OPERATION_IN_RELATION.has(key) || (key === 'update' && isOperation(node.value, field, known))) {
         encoded[key] = this.#each(node.value, (v) => (v.kind === 'ObjectValue' ? this.operation(v.fields, model) : plain(v)));
       } else if (FIELDS_IN_RELATION.has(key) && !known.has(key)) {
         encoded[key] = this.#each(node.value, (v) => this.#fields(v, model));
@@ -81,10 +83,11 @@ export class ArgumentEncoder {
   }
 }
 
-// `update` of a list relation is {where, data}; of a single one it is the data itself, or {where?, data}.
-function isUpdateOfOne(value, known) {
-  const first = value.kind === 'ListValue' ? value.values[0] : value;
-  return first?.kind === 'ObjectValue' && !known.has('data') && first.fields.some(({ name }) => name.value === 'data');
+// `update` of a list relation is {where, data}; of a single one it is the data itself, or {where, data}, or {data}.
+function isOperation(value, field, known) {
+  if (field.list) return true;
+  const names = value.kind === 'ObjectValue' ? value.fields.map(({ name }) => name.value) : [];
+  return names.includes('data') && (names.includes('where') || !known.has('data'));
 }
 
 // A value of a Json column, or a filter on one.

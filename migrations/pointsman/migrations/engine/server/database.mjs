@@ -128,7 +128,9 @@ class Transaction {
 // A failure that Postgres reports is a value the engine knows; anything else is thrown and ends up in the error registry.
 async function run(client, query) {
   try {
-    return ok(await client.query({ text: query.sql, values: query.args.map(argument), rowMode: 'array', types: typeParsers }));
+    const values = query.args.map(argument);
+    // `extended`, as the native engine does it: exactly one statement, also where there are no values.
+    return ok(await client.query({ text: query.sql, values, rowMode: 'array', types: typeParsers, queryMode: 'extended' }));
   } catch (error) {
     if (typeof error.code === 'string' && typeof error.severity === 'string' && !isGone(error.code)) {
       const { code, severity, message, detail, column, hint } = error;

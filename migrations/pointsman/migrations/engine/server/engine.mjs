@@ -99,7 +99,7 @@ export class Engine {
   #notOpen(id, what) {
     const reason = this.#closed.has(id)
       ? `Transaction already closed: A ${what} cannot be executed on a closed transaction.`
-      : "Transaction not found. Transaction ID is invalid, refers to an old closed transaction Prisma doesn't have information about anymore, or was obtained before disconnecting.";
+      : 'Transaction not found. Its id is wrong, or it was closed long ago or before the engine was restarted.';
     return { ...prismaError('P2028', `Transaction API error: ${reason}`, { error: reason }), error: reason };
   }
 }

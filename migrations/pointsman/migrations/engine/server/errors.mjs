@@ -7,7 +7,7 @@ const NETWORK = new Set([
   'ECONNREFUSED', 'ECONNRESET', 'ECONNABORTED', 'ENOTFOUND', 'EAI_AGAIN', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH', 'EPIPE', 'ENOENT',
   'EACCES', 'EADDRNOTAVAIL', 'ENETDOWN', 'EHOSTDOWN',
 ]);
-const BROKEN = /connection terminated|connection ended|not queryable|timeout expired|query read timeout|socket|before secure tls/i;
+const BROKEN = /connection terminated|connection ended|not queryable|timeout expired|socket|before secure tls/i;
 
 /** One error in Prisma's shape. `meta` is always an object: the client trips over null. */
 export function prismaError(code, message, meta = {}) {
@@ -59,14 +59,21 @@ export class ErrorMapper {
       );
     }
     if (code === '28P01' || code === '28000') {
-      const message = `Authentication failed against database server at \`${where}\`, the provided database credentials for \`${user}\` are not valid.`;
+      const message =
+        `Authentication failed against database server at \`${where}\`, ` +
+        `the provided database credentials for \`${user}\` are not valid.`;
       return prismaError('P1000', message, { database_host: where, database_user: user ?? '' });
     }
     if (code === '3D000') {
-      return prismaError('P1003', `Database \`${database}\` does not exist on the database server at \`${where}\`.`, { database_name: database });
+      const message = `Database \`${database}\` does not exist on the database server at \`${where}\`.`;
+      return prismaError('P1003', message, { database_name: database });
+    }
+    if (error.message === 'Query read timeout') {
+      return prismaError('P1008', `Operations timed out after ${this.#options.client.query_timeout / 1000} seconds`, {});
     }
     const causes = error.errors ?? [error]; // AggregateError: one a network address
-    if (isGone(code) || BROKEN.test(error.message) || causes.some((cause) => NETWORK.has(cause.code))) {
+    const refused = error.whileConnecting && error.severity === undefined; // not by Postgres: TLS, DNS, ...
+    if (refused || isGone(code) || BROKEN.test(error.message) || causes.some((cause) => NETWORK.has(cause.code))) {
       const [host, port] = splitAddress(where);
       return prismaError('P1001', `Can't reach database server at \`${where}\``, {
         database_host: host,
@@ -76,7 +83,7 @@ export class ErrorMapper {
     }
     // As the native engine prints what it has no code for; LiteLLM looks for the SQLSTATE in this text.
     const shown = code ? `PostgresError { code: "${code}", message: ${JSON.stringify(error.message)} }` : error.message;
-    return { error: shown, user_facing_error: { is_panic: false, message: shown, meta: { code }, backtrace: null } };
+    return { error: shown, user_facing_error: { is_panic: false, message: shown, meta: code ? { code, message: error.message } : {} } };
   }
 }
 

@@ -52,6 +52,8 @@ export class Ports {
 
   #listen(port) {
     const server = createServer({ keepAliveTimeout: 120_000, requestTimeout: 0 }, this.#listener);
+    // A connection that was busy when the server was closed would be kept alive after its answer.
+    server.on('request', ({ socket }, response) => response.once('finish', () => server.listening || socket.destroySoon()));
     this.#servers.set(port, server);
     server.on('error', (error) => {
       log('warning', 'a port cannot be opened; trying again', { port: Number(port), reason: error.message });

@@ -67,7 +67,7 @@ export class Translator {
 function onlyField(text) {
   let document;
   try {
-    document = parse(text, { noLocation: true });
+    document = parse(unindent(text), { noLocation: true });
   } catch (error) {
     throw new MalformedQuery(`not GraphQL: ${error.message}`);
   }
@@ -76,4 +76,21 @@ function onlyField(text) {
     throw new MalformedQuery('a query must have exactly one operation on one field');
   }
   return fields[0];
+}
+
+const SEPARATOR = /[\x85\u2028\u2029]/;
+const BLANK = /^[ \xa0\u1680\u2000-\u200a\u202f\u205f\u3000]*$/;
+
+/**
+ * The client indents its query with Python's `textwrap.indent`, for which U+0085, U+2028 and U+2029 end a line too: inside strings
+ * it puts spaces after them, as many as the line has in front, except before blank rests. They are taken out again.
+ */
+export function unindent(text) {
+  if (!SEPARATOR.test(text)) return text;
+  const lines = text.split('\n').map((line) => {
+    const indent = line.length - line.trimStart().length;
+    const [first, ...rest] = line.split(/(?<=[\x85\u2028\u2029])/);
+    return first + rest.map((part) => (BLANK.test(part.replace(SEPARATOR, '')) ? part : part.slice(indent))).join('');
+  });
+  return lines.join('\n');
 }
