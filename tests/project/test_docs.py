@@ -14,10 +14,17 @@ from support.docs import Block, anchors, blocks, broken_links, commands, pages
 from support.marks import ROOT
 from support.pages import PAGES, stale
 
-# Every command that a page shows, and the tests that run it.
+# Pages whose commands tests/project/test_guides.py runs one after the other, as they are printed.
+FOLLOWED = {"docs/quickstart.md", "docs/strategies.md", "docs/operations.md"}
+# Every other command that a page shows, and what runs it: a test (path::name), or a file that holds the command.
 RUN_BY: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8"))
 CONSOLE = [
-    (block, command) for page in pages() for block in blocks(page) if block.language == "console" for command in commands(block)
+    (block, command)
+    for page in pages()
+    if str(page.relative_to(ROOT)) not in FOLLOWED
+    for block in blocks(page)
+    if block.language == "console"
+    for command in commands(block)
 ]
 
 
@@ -45,14 +52,21 @@ def test_every_command_shown_is_run_by_a_test() -> None:
     assert [f"{block.where}: {command}" for block, command in CONSOLE if command not in RUN_BY] == []
 
 
-def test_the_table_of_commands_names_tests_that_exist_and_commands_that_are_shown() -> None:
+def test_the_pages_that_are_followed_are_followed() -> None:
+    source = Path(__file__).with_name("test_guides.py").read_text(encoding="utf-8")
+    assert [page for page in FOLLOWED if f'follow("{page}")' not in source] == []
+
+
+def test_the_table_of_commands_is_true() -> None:
     assert set(RUN_BY) == {command for _, command in CONSOLE}
-    for command, tests in RUN_BY.items():
-        assert tests, command
-        for test in tests:
-            path, _, name = test.partition("::")
-            assert (ROOT / path).is_file(), f"{command}: {test}"
-            assert name in _tests(path), f"{command}: {test}"
+    for command, runners in RUN_BY.items():
+        assert runners, command
+        for runner in runners:
+            path, _, name = runner.partition("::")
+            if name:
+                assert name in _tests(path), f"{command}: {runner}"
+            else:
+                assert command in (ROOT / path).read_text(encoding="utf-8"), f"{command}: {runner}"
 
 
 @pytest.mark.parametrize("block", [block for page in pages() for block in blocks(page)], ids=lambda block: block.where)

@@ -65,6 +65,6 @@ def test_modules_are_short() -> None:
     long = {
         str(path.relative_to(ROOT)): lines
         for path in files("*.py")
-        if (lines := path.read_text(encoding="utf-8").count("\n")) > LONGEST
+        if path.relative_to(ROOT).parts[0] != "tests" and (lines := path.read_text(encoding="utf-8").count("\n")) > LONGEST
     }
     assert long == {}, "look for the second thing inside"

@@ -131,19 +131,48 @@ def test_a_step_that_fails_says_which_why_and_what_to_do(copy: Path) -> None:
     assert not (venv / ".stamps" / "gateway").exists()
 
 
-def test_without_a_shard_the_shards_are_listed(tmp_path: Path) -> None:
+@pytest.fixture
+def done(tmp_path: Path) -> Path:
+    """An environment whose set-up is done, with stand-ins for python and uv that say how they were called."""
     venv = tmp_path / "venv"
     (venv / ".stamps").mkdir(parents=True)
     for stamp in ("python", "gateway", "dev", "lint", "package", "database"):
         (venv / ".stamps" / stamp).touch()
     (venv / "bin").mkdir()
-    (venv / "bin" / "python").write_text('#!/bin/sh\necho "ran: $*"\n', encoding="utf-8")
-    (venv / "bin" / "python").chmod(0o755)
-    result = _make("test-slow", f"VENV={venv}")
+    for name, body in (("python", 'echo "ran: $*"'), ("uv", 'case "$*" in *3.12*) echo /opt/python3.12;; *) exit 1;; esac')):
+        (venv / "bin" / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+        (venv / "bin" / name).chmod(0o755)
+    return venv
+
+
+def test_without_a_shard_the_shards_are_listed(done: Path) -> None:
+    result = _make("test-slow", f"VENV={done}")
     assert result.returncode != 0
     assert "Which shard?" in result.stderr
     assert "ran: -m support.shards" in result.stderr
-    assert "ran: -m pytest --shard startup" in _make("test-slow", f"VENV={venv}", "SHARD=startup").stdout
+    assert "ran: -m pytest --shard startup" in _make("test-slow", f"VENV={done}", "SHARD=startup").stdout
+
+
+def test_arguments_reach_the_command(done: Path) -> None:
+    assert "ran: -m pytest -k knn -x" in _make("test", f"VENV={done}", "ARGS=-k knn -x").stdout
+
+
+def test_bench_startup_runs_the_module(done: Path) -> None:
+    assert "ran: -m bench.startup" in _make("bench-startup", f"VENV={done}").stdout
+
+
+def test_other_pythons_are_used_where_they_are_and_named_where_not(done: Path, tmp_path: Path) -> None:
+    """The second environment is stubbed as well: what counts is which interpreter it would be made with."""
+    other = ROOT / "build" / "python-3.12"
+    if other.exists():
+        pytest.skip("this checkout has an environment for Python 3.12 already; the test must not touch it")
+    log = tmp_path / "log"
+    result = _make(
+        "test-all-pythons", f"VENV={done}", f"SETUP=echo setup VENV=$(VENV) PYTHON=$(PYTHON) >> {log} && false; true"
+    )
+    assert "ran: -m pytest" in result.stdout
+    assert "== Python 3.12: /opt/python3.12 ==" in result.stdout
+    assert "VENV=build/python-3.12 PYTHON=/opt/python3.12" in log.read_text(encoding="utf-8")
 
 
 def test_every_slow_test_is_in_a_shard_that_ci_knows() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pointsman.errors import CATALOGUE, PointsmanError
+from pointsman.http.tickets import HEADERS
 from pointsman.litellm_config.reference import configuration_page
 from support.marks import ROOT
 from support.requirements import coverage_page
@@ -30,10 +31,25 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def headers_page() -> str:
+    """docs/headers.md: what our middleware adds to an answer."""
+    lines = ["# Headers", "", "Generated from `pointsman.http.tickets` by `make docs`; do not edit.", ""]
+    lines += [
+        "On every answer to a request that was routed, streamed and error answers too. One that was refused before routing (no",
+        "key, no such model) has none of them.",
+        "",
+        "| Header | Meaning |",
+        "|-|-|",
+    ]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in HEADERS.items()]
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/configuration.md": configuration_page,
     "docs/coverage.md": coverage_page,
     "docs/errors.md": errors_page,
+    "docs/headers.md": headers_page,
 }
 
 
