@@ -52,8 +52,17 @@ PATIENCE = 180.0
 """Seconds that a start may take before the run is given up."""
 
 # What would make one side do something that the other does not; and both may keep the bytecode of their first start.
-FOREIGN = ("LITELLM_", "DATABASE_URL", "POINTSMAN", "PRISMA_", "OTEL_", "LANGFUSE_", "CONFIG_FILE_PATH", "STORE_MODEL_IN_DB")
-FOREIGN += ("PYTHONDONTWRITEBYTECODE",)
+FOREIGN = (
+    "LITELLM_",
+    "DATABASE_URL",
+    "POINTSMAN",
+    "PRISMA_",
+    "OTEL_",
+    "LANGFUSE_",
+    "CONFIG_FILE_PATH",
+    "STORE_MODEL_IN_DB",
+    "PYTHONDONTWRITEBYTECODE",
+)
 
 KEYS = {"LITELLM_MASTER_KEY": "sk-bench-0123456789abcdef", "LITELLM_SALT_KEY": "sk-bench-fedcba9876543210"}
 
