@@ -102,7 +102,9 @@ check-imports: setup
 
 # --check takes one file at a time.
 check-node: setup
-	@echo '== node --check'; for file in $$(git ls-files '*.js' '*.cjs' '*.mjs'); do $(BIN)/node --check "$$file" || exit 1; done
+	@echo '== node --check'; \
+	node=$$($(BIN)/python -c 'from pointsman.migrations.install.layout import node_binary; print(node_binary())') || exit 1; \
+	for file in $$(git ls-files '*.js' '*.cjs' '*.mjs'); do "$$node" --check "$$file" || exit 1; done
 
 check-docs: setup
 	@echo '== pymarkdown'; $(BIN)/pymarkdown scan $$(git ls-files '*.md')
