@@ -17,7 +17,6 @@ def tag() -> str:
     return uuid4().hex[:12]
 
 
-@pytest.mark.requirement("R-1.3")
 async def test_a_key_is_made_read_changed_and_deleted(db: Prisma, tag: str) -> None:
     expires = datetime(2027, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
     made = await db.litellm_verificationtoken.create(

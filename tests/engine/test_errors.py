@@ -83,11 +83,10 @@ async def test_values_that_postgres_refuses(db: Prisma) -> None:
 async def test_a_query_that_is_none(db: Prisma) -> None:
     for body in ('{"query": "query {"}', '{"query": "query {result: findManyNothing {id}}"}', "{nonsense"):
         with pytest.raises(errors.DataError):
-            await db._engine.query(body, tx_id=None)  # type: ignore[attr-defined]
+            await db._engine.query(body, tx_id=None)
     assert isinstance(await db.litellm_usertable.count(), int)
 
 
-@pytest.mark.requirement("R-1.3")
 async def test_a_database_that_goes_away_and_comes_back(database: str, gate: Gate, own_engine: Any) -> None:
     client = own_engine(through(gate, database)).client()
     await client.connect()

@@ -60,10 +60,13 @@ def test_the_client_is_generated_with_slim_or_full_types(layout: Layout) -> None
     assert slim.stdout == whole.stdout == "{'user_id': 'a'}\n"
 
 
-@pytest.mark.requirement("R-1.3")
 def test_a_failing_step_leaves_nothing(layout: Layout, tmp_path: Path) -> None:
     broken = tmp_path / "broken.prisma"
-    broken.write_text(layout.litellm_schema.read_text().replace("model LiteLLM_UserTable {", "model LiteLLM_UserTable {\n  broken NoSuchType", 1))
+    broken.write_text(
+        layout.litellm_schema.read_text().replace(
+            "model LiteLLM_UserTable {", "model LiteLLM_UserTable {\n  broken NoSuchType", 1
+        )
+    )
     before = sorted(path.name for path in layout.prisma_package.iterdir())
     with pytest.raises(ProcessError, match="prisma generate failed") as caught:
         generate(replace(layout, litellm_schema=broken), ENV, types_stand_in=True)

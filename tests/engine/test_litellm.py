@@ -68,7 +68,6 @@ async def test_litellms_client(litellm_client: Any) -> None:
     assert await client.db.litellm_verificationtoken.count() == 0
 
 
-@pytest.mark.requirement("R-1.3")
 async def test_the_spend_views_are_made(
     new_database: Callable[[], str], own_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

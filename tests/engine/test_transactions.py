@@ -81,9 +81,9 @@ async def test_a_closed_or_unknown_transaction_is_refused_and_harms_nobody(db: P
     with pytest.raises(EngineError, match=r"already closed|422|malformed"):
         await manager.rollback()
     with pytest.raises(EngineError, match="not found"):
-        await db._engine.rollback_transaction("no-such-transaction")  # type: ignore[attr-defined]
+        await db._engine.rollback_transaction("no-such-transaction")
     with pytest.raises(errors.TransactionError, match="not found"):
-        await db._engine.query('{"query": "query {result: findManyLiteLLM_Config {param_name}}"}', tx_id="no-such")  # type: ignore[attr-defined]
+        await db._engine.query('{"query": "query {result: findManyLiteLLM_Config {param_name}}"}', tx_id="no-such")
     assert isinstance(await db.litellm_usertable.count(), int)
 
 

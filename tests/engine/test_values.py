@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 from hypothesis import HealthCheck, given, settings
@@ -47,7 +48,14 @@ async def test_json(db: Prisma, value: object) -> None:
 async def test_columns(db: Prisma, text: str, items: list[str], big: int, number: float, when: datetime, flag: bool) -> None:
     when = when.replace(tzinfo=UTC, microsecond=when.microsecond // 1000 * 1000)  # the client keeps milliseconds
     name = uuid4().hex
-    data = {"team_alias": text, "models": items, "tpm_limit": big, "spend": number, "budget_reset_at": when, "blocked": flag}
+    data: dict[str, Any] = {
+        "team_alias": text,
+        "models": items,
+        "tpm_limit": big,
+        "spend": number,
+        "budget_reset_at": when,
+        "blocked": flag,
+    }
     await db.litellm_teamtable.create(data={"team_id": name, **data})
     found = await db.litellm_teamtable.find_first(
         where={"team_id": name, "team_alias": text, "tpm_limit": big, "budget_reset_at": when}

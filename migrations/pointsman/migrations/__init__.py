@@ -1,1 +1,1 @@
-"""The database layer's plumbing: schema migrations (`runner`), Prisma's query engine (`engine`) and their set-up (`install`)."""
+"""The database layer: schema migrations (`runner`), Prisma's query engine (`engine`) and their set-up step (`install`)."""

@@ -1,7 +1,6 @@
 // Prisma's driver adapter over the `pg` pool: how the WASM engine reaches Postgres.
 // Interface: DriverAdapter of @prisma/driver-adapter-utils 5.17. Unlike @prisma/adapter-pg this one knows all column types
-// (types.mjs), keeps the session in UTC, speaks TLS "prefer", and gives a connection back whatever happens to its transaction:
-// the engine forgets a transaction whose COMMIT fails, and its connection would be lost to the pool for good.
+// (types.mjs), keeps the session in UTC, speaks TLS "prefer", and never hands out a connection again that failed or is still busy.
 import { err, ok, pg } from './deps.mjs';
 import { log } from './log.mjs';
 import { columnType, typeParsers } from './types.mjs';
@@ -82,6 +81,7 @@ class Transaction {
   adapterName = 'pointsman-pg';
   options = { usePhantomQuery: false }; // the engine sends BEGIN, COMMIT and ROLLBACK itself
   #client;
+  #broken = false;
   #released = false;
 
   constructor(client) {
@@ -107,21 +107,19 @@ class Transaction {
   }
 
   async #run(query) {
-    const ends = query.sql === 'COMMIT' || query.sql === 'ROLLBACK';
     try {
-      const result = await run(this.#client, query);
-      if (ends && !result.ok) this.#release(true);
-      return result;
+      return await run(this.#client, query);
     } catch (error) {
-      this.#release(true);
+      this.#broken = true;
       throw error;
     }
   }
 
-  #release(broken = false) {
+  // The engine calls commit or rollback in the end, also when the statement of that name failed.
+  #release() {
     if (this.#released) return;
     this.#released = true;
-    this.#client.release(broken);
+    this.#client.release(this.#broken);
   }
 }
 
