@@ -70,6 +70,7 @@ class Vault:
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.directory.chmod(0o700)  # it may have been there already, made by somebody less careful
             for leftover in self.directory.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
             encoded = self._state_file.read_bytes()
