@@ -185,6 +185,8 @@ def make_effective(config: Mapping[str, Any], extra: Iterable[Mapping[str, Any]]
         _add_mock(_section(effective, "litellm_settings"))
     _set_ids(effective["model_list"])
     _set_allowed_fails(effective)
+    if router["routing_strategy"] != "cost-based-routing":  # that one reads prices in `litellm_params`
+        _move_prices(effective["model_list"])
     return effective
 
 
@@ -242,6 +244,14 @@ def _set_ids(model_list: list[Any]) -> None:
             occurrence += 1
         taken.add(made)
         entry["model_info"]["id"] = made
+
+
+def _move_prices(model_list: list[Any]) -> None:
+    """Say prices in `model_info`: with prices in `litellm_params` LiteLLM counts no cost at all on messages and responses."""
+    for entry in model_list:
+        params = entry["litellm_params"]
+        for key in [key for key in params if "_cost_per_" in key]:
+            entry["model_info"].setdefault(key, params.pop(key))
 
 
 def _set_allowed_fails(effective: dict[str, Any]) -> None:
