@@ -10,8 +10,9 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from support.calls import WAYS, Clients, Said, errors
+from support.calls import WAYS, Clients, errors
 from support.gateway import Gateway
+from support.known import COMPLETION_STREAM_USAGE, except_for
 from support.processes import wait_for
 from support.strategy import EASY, HARD, STRATEGY
 from support.upstreams import Upstreams
@@ -43,7 +44,7 @@ def rows(database: Database, table: str, decision_id: str | None, count: int = 1
     return wait_for(there, 15, f"{count} row(s) in pointsman_{table} for {decision_id}")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", except_for("completion_stream", COMPLETION_STREAM_USAGE, WAYS))
 def test_a_request_leaves_a_decision_an_attempt_and_an_outcome(
     clients: Clients, key: str, database: Database, way: str
 ) -> None:
@@ -67,16 +68,9 @@ def test_a_request_leaves_a_decision_an_attempt_and_an_outcome(
 
 
 def test_a_failover_leaves_both_attempts(upstreams: Upstreams, clients: Clients, database: Database) -> None:
-    upstreams.fault("status-strong", status=500, match="both attempts")
-
-    def failed_over() -> Said | None:
-        # The deployment may still cool down from another test, in either worker.
-        said = WAYS["chat"](clients, "status", f"{HARD} both attempts")
-        (decision,) = rows(database, "decisions", said.header("decision-id"))
-        return said if any(item["reason"] == "tried" for item in decision["dropped"]) else None
-
-    said = wait_for(failed_over, 20, "a request that tried the strong one first", interval=0.3)
-    assert said.served_by == "status-weak"
+    upstreams.fault("twice-strong", status=500)
+    said = WAYS["chat"](clients, "twice", HARD)
+    assert said.served_by == "twice-weak"
     (last,) = rows(database, "decisions", said.header("decision-id"))
     query = (
         "SELECT a.* FROM pointsman_attempts a JOIN pointsman_decisions d USING (decision_id) WHERE d.request_id = %s ORDER BY 2"
@@ -88,12 +82,14 @@ def test_a_failover_leaves_both_attempts(upstreams: Upstreams, clients: Clients,
 
     attempts = wait_for(both, 10, "both attempts")
     assert [(a["number"], a["deployment_id"], a["outcome"]) for a in attempts] == [
-        (1, "status-strong", "error"),
-        (2, "status-weak", "ok"),
+        (1, "twice-strong", "error"),
+        (2, "twice-weak", "ok"),
     ]
     assert attempts[0]["status"] == 500
+    (first,) = rows(database, "decisions", attempts[0]["decision_id"])
+    assert (first["strategy"], first["ranking"]) == (STRATEGY, ["twice-strong", "twice-weak"])
     (outcome,) = rows(database, "outcomes", said.header("decision-id"))
-    assert (outcome["status"], outcome["deployment_id"]) == ("success", "status-weak")
+    assert (outcome["status"], outcome["deployment_id"]) == ("success", "twice-weak")
 
 
 def test_a_failure_leaves_an_outcome_of_failure(upstreams: Upstreams, clients: Clients, database: Database) -> None:

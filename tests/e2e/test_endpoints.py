@@ -57,7 +57,6 @@ REACHABLE: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/health/liveness", None),
     ("GET", "/health/readiness", None),
     ("GET", "/ui/", None),
-    ("GET", "/openapi.json", None),
 ]
 
 
@@ -127,7 +126,6 @@ parameters = st.fixed_dictionaries(
         "top_p": st.floats(0.1, 1, allow_nan=False),
         "stop": st.lists(st.text(min_size=1, max_size=5, alphabet="abc"), min_size=1, max_size=3),
         "seed": st.integers(0, 2**31),
-        "user": st.text(min_size=1, max_size=20, alphabet="abcdef"),
     },
 )
 

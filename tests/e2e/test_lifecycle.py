@@ -111,12 +111,13 @@ def drain(instance: Gateway, upstreams: Upstreams) -> None:
     """SIGTERM with a stream that ends in time and two that never do."""
     key = instance.new_key()
     upstreams.fault("plain", chunk_delay=0.4)  # about 2 s
-    upstreams.fault("other", stall_after_chunks=2)
+    upstreams.fault("other", stall_after_chunks=3)
+    upstreams.fault("priced", stall_after_chunks=6)  # the gateway makes Anthropic's events of these
     chat = {"messages": [{"role": "user", "content": "hello there"}], "stream": True}
     jobs: dict[str, tuple[str, dict[str, Any]]] = {
         "slow": ("/v1/chat/completions", {**chat, "model": "plain"}),
         "stuck": ("/v1/chat/completions", {**chat, "model": "other"}),
-        "stuck_messages": ("/v1/messages", {**chat, "model": "other", "max_tokens": 9}),
+        "stuck_messages": ("/v1/messages", {**chat, "model": "priced", "max_tokens": 20}),
     }
     out: dict[str, list[str]] = {name: [] for name in jobs}
     threads = [
@@ -124,7 +125,7 @@ def drain(instance: Gateway, upstreams: Upstreams) -> None:
     ]
     for thread in threads:
         thread.start()
-    wait_for(lambda: all(out.values()), 10, "every stream has begun")
+    wait_for(lambda: all(out.values()), 10, f"every stream has begun: {out}")
     children = marked(instance.mark)
     assert len(children) >= 4, f"supervisor, preloader, workers, engine: {children}"
 

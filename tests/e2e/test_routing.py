@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import openai
@@ -90,8 +91,9 @@ def test_a_group_of_one_has_nothing_to_choose_but_is_told(clients: Clients, way:
     assert said.header("version") is None
 
 
-def test_embeddings_carry_the_headers(client: openai.OpenAI) -> None:
-    raw = client.embeddings.with_raw_response.create(model="embed", input="x")
+@pytest.mark.parametrize("given_input", ["one", ["one", "two"], [1, 2, 3], [[1, 2], [3]]])
+def test_embeddings_carry_the_headers(client: openai.OpenAI, given_input: Any) -> None:
+    raw = client.embeddings.with_raw_response.create(model="embed", input=given_input)
     assert DECISION.fullmatch(raw.headers["x-pointsman-decision-id"])
     assert raw.headers["x-pointsman-model"] == "openai/text-embedding-3-small"
 

@@ -14,6 +14,7 @@ import subprocess
 import sysconfig
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,9 +74,14 @@ def pointsman(
     *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end, as a user would; `env` is added to a clean environment."""
-    environment = clean_environment(**(env or {}))
+    mark = uuid.uuid4().hex
+    environment = clean_environment(**{MARK: mark, **(env or {})})
     command = [executable(), *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    try:
+        return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        kill_all(environment[MARK])
+        raise
 
 
 class Gateway:
@@ -144,10 +150,16 @@ class Gateway:
         temporary.replace(self.config_path)
 
     def log(self, lines: int = 80) -> str:
-        """The last lines of what it wrote on standard output and error."""
+        """The last lines of what it wrote on standard output and error; what repeats itself at once is left out."""
         if not self.log_path.exists():
             return "(no log)"
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        kept: list[str] = []
+        recent: deque[str] = deque(maxlen=6)  # frames of a recursive traceback come in blocks of this size at most
+        for line in self.log_path.read_text(errors="replace").splitlines():
+            if line not in recent:
+                kept.append(line)
+            recent.append(line)
+        return "\n".join(kept[-lines:])
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the process and return at once."""

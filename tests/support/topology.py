@@ -14,8 +14,9 @@ from support.upstreams import Upstreams
 
 __all__ = ["FAILOVER", "UPSTREAM_KEY", "deployment", "pair", "routed_config", "shared_config", "single", "small_config"]
 
+PRICES: dict[str, Any] = {"input_cost_per_token": 0.01, "output_cost_per_token": 0.01}
 UPSTREAM_KEY = "sk-upstream-secret"
-FAILOVER = ("status", "busy", "refuse", "cut", "hang", "garbage", "cool", "dead", *(f"way-{way}" for way in WAYS))
+FAILOVER = ("status", "busy", "refuse", "cut", "hang", "garbage", "cool", "dead", "twice", *(f"way-{way}" for way in WAYS))
 """Failover groups: one a kind of failure and one a way to ask, so that a cooldown of one never shows in another's test."""
 
 
@@ -61,6 +62,7 @@ def routed_config(
             "master_key": "os.environ/LITELLM_MASTER_KEY",
             "store_model_in_db": True,
             "proxy_batch_write_at": 1,
+            "user_api_key_cache_ttl": 5,  # seconds; a blocked key is a matter of a minute else
         },
         "pointsman": {
             "strategies": strategies,
@@ -80,6 +82,7 @@ def small_config(upstreams: Upstreams, publisher: Publisher, **section: Any) -> 
         *pair(upstreams, "auto"),
         *(single(upstreams, name, f"openai/{name}-model") for name in ("plain", "other")),
         priced(upstreams),
+        single(upstreams, "priced-in-params", "openai/priced-in-params-model", **PRICES),
     ]
     strategies = {publisher.strategy: publisher.settings(reload_interval=1.0)}
     return routed_config(models, strategies, {"auto": publisher.strategy}, **section)
@@ -87,7 +90,7 @@ def small_config(upstreams: Upstreams, publisher: Publisher, **section: Any) -> 
 
 def priced(upstreams: Upstreams) -> dict[str, Any]:
     """A group `priced` at a cent a token, so that an answer to two words costs five cents."""
-    return single(upstreams, "priced", "openai/priced-model", input_cost_per_token=0.01, output_cost_per_token=0.01)
+    return single(upstreams, "priced", "openai/priced-model", PRICES)
 
 
 def shared_config(upstreams: Upstreams, publisher: Publisher, file_publisher: Publisher) -> dict[str, Any]:
@@ -110,6 +113,7 @@ def shared_config(upstreams: Upstreams, publisher: Publisher, file_publisher: Pu
         single(upstreams, "other", "openai/other-model"),
         single(upstreams, "embed", "openai/text-embedding-3-small", {"mode": "embedding"}),
         priced(upstreams),
+        single(upstreams, "priced-in-params", "openai/priced-in-params-model", **PRICES),
         single(upstreams, "moderate", "openai/omni-moderation-latest"),
         single(upstreams, "draw", "openai/gpt-image-1", {"mode": "image_generation"}),
         single(upstreams, "speak", "openai/tts-1", {"mode": "audio_speech"}),
