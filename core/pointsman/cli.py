@@ -216,7 +216,6 @@ def mlops_keygen(out: Path, key_id: str) -> None:
 def mlops_publish(bundle: Path, destination: str, key: Path | None, endpoint_url: str | None) -> None:
     """Upload a bundle, then point to it."""
     from pointsman.mlops.publish import publish
-
     from pointsman.settings import S3Settings
 
     pointer = publish(bundle, destination, key=key, s3=S3Settings(endpoint_url=endpoint_url))
