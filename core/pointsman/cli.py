@@ -178,11 +178,20 @@ def mlops() -> None:
 @click.option("--neighbours", type=click.IntRange(1, 1000), help="k of kNN.  [default: by cross-validation]")
 @click.option("--holdout", type=click.FloatRange(0.01, 0.5), default=0.2, show_default=True, help="Share of rows that judge.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option("--llm-data", type=PATH, help="LLMRouter's llm_data JSON with prices; then the evaluation tells costs.")
 def mlops_train(
-    strategy: str, data: Path, out: Path, name: str, encoder: str, neighbours: int | None, holdout: float, seed: int
+    strategy: str,
+    data: Path,
+    out: Path,
+    name: str,
+    encoder: str,
+    neighbours: int | None,
+    holdout: float,
+    seed: int,
+    llm_data: Path | None,
 ) -> None:
     """Train a strategy; write a bundle and a card with its held-out evaluation beside the baselines."""
-    from pointsman.mlops.train import train_knn
+    from pointsman.mlops.train import read_prices, train_knn
 
     del strategy  # `knn` is the only one yet; the choice above says so
     bundle = train_knn(
@@ -193,6 +202,7 @@ def mlops_train(
         k=neighbours,
         holdout=holdout,
         seed=seed,
+        prices=read_prices(llm_data) if llm_data is not None else None,
         progress=lambda line: click.echo(line, err=True),
     )
     click.echo(str(bundle))
