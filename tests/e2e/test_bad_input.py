@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import socket
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from support.gateway import free_port, pointsman
-from support.processes import MARK, marked
+from support.gateway import Gateway, free_port, pointsman
+from support.known import DATA_DIRECTORY
+from support.processes import MARK, marked, wait_for
 
 GOOD: dict[str, Any] = {
     "model_list": [
@@ -149,13 +151,16 @@ def test_a_malformed_database_url(tmp_path: Path) -> None:
     assert "E4504" in refusal.said
 
 
-def test_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "data").write_text("a file")
+@DATA_DIRECTORY
+def test_a_data_directory_that_cannot_be_made(own_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
     config = {**GOOD, "pointsman": {"strategies": {"s": {"source": str(tmp_path / "current.json")}}}}
-    refusal = Refusal(tmp_path, written(tmp_path / "config.yaml", config), "--database-wait", "0.1")
-    assert refusal.status == 1
-    assert "E4602" in refusal.said
-    assert "--data-dir" in refusal.said
+    instance = own_gateway(config, database_url=None, workers=1)
+    instance.data_dir.write_text("a file")
+    process = instance.spawn()
+    wait_for(lambda: process.poll() is not None or instance.ready(), 60, "it ends, or serves", interval=0.2)
+    assert process.poll() == 1, "it serves"
+    assert "E4602" in instance.log()
+    assert "--data-dir" in instance.log()
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,13 @@ def publish_all(publisher: S3Publisher, s3: S3Server, start: float, instance: Ga
         at = start + number * EVERY
         if at > start + SECONDS - 2 * INTERVAL:
             return story
+        time.sleep(max(0.0, at - time.monotonic()))
         if not away and at >= start + OUTAGE[0] and story.outage == (0.0, 0.0):
             s3.stop()
             away, story.outage = True, (time.monotonic(), 0.0)
         if away and at >= start + OUTAGE[1]:
             s3.start()
             away, story.outage = False, (story.outage[0], time.monotonic())
-        time.sleep(max(0.0, at - time.monotonic()))
         if away:
             continue
         if number % CORRUPT == 0 or number == 2:
