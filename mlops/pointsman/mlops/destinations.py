@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from pointsman.errors import ConfigError, SourceError
 from pointsman.settings import S3Settings
 from pointsman.strategies.files import write_atomic
-from pointsman.strategies.sources.s3 import make_client, split_location, translate
+from pointsman.strategies.sources.s3 import make_client, translate
 
 __all__ = ["Destination", "open_destination"]
 
@@ -53,19 +53,26 @@ def open_destination(destination: str, s3: S3Settings) -> Destination:
     Raises:
         ConfigError: E4203.
     """
-    scheme, separator, _ = destination.partition("://")
-    if not destination.endswith(".json"):
-        destination = f"{destination.rstrip('/')}/current.json"
+    scheme, separator, rest = destination.partition("://")
     if not separator:
-        return _Directory(Path(destination))
-    if scheme == "s3" and all(split_location(destination)):
-        return _Bucket(destination, s3)
+        return _Directory(Path(_pointer_in(destination)))
+    if scheme == "s3":
+        bucket, _, key = rest.partition("/")
+        if bucket:
+            return _Bucket(bucket, _pointer_in(key), s3)
     parts = urlsplit(destination)
-    if scheme == "file" and parts.netloc in ("", "localhost"):
-        return _Directory(Path(unquote(parts.path)))
+    if scheme == "file" and parts.netloc in ("", "localhost") and parts.path:
+        return _Directory(Path(_pointer_in(unquote(parts.path))))
     raise ConfigError(
         f"{destination!r} is no destination", code="E4203", mend="use a path, file:///path or s3://bucket/key/current.json"
     )
+
+
+def _pointer_in(path: str) -> str:
+    """The pointer's path: `path` itself, or `current.json` in the directory that it is."""
+    if path.endswith(".json"):
+        return path
+    return f"{path.rstrip('/')}/current.json" if path.strip("/") else f"{path}current.json"
 
 
 def _failed(what: str, where: str, mend: str | None = None) -> SourceError:
@@ -126,8 +133,8 @@ class _Directory:
 
 
 class _Bucket:
-    def __init__(self, location: str, settings: S3Settings) -> None:
-        self._bucket, key = split_location(location)
+    def __init__(self, bucket: str, key: str, settings: S3Settings) -> None:
+        self._bucket = bucket
         directory, slash, self.pointer = key.rpartition("/")
         self._prefix = directory + slash
         self._endpoint = settings.endpoint_url
