@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from pointsman.mlops.keys import SigningKey
 from pointsman.settings import S3Settings, StrategySettings
 from pointsman.strategies.bundle import load_bundle
 from pointsman.strategies.reloader import Reloader, Snapshot
-from pointsman.strategies.rollout import DesiredState, FileRollout, PostgresRollout, Rule, pinned, unblocked
+from pointsman.strategies.rollout import DesiredState, FileRollout, PostgresRollout, Rule, blocked, pinned, unblocked
 from support.bundles import CORRUPTIONS, corrupt, make_bundle, new_key, publish, rebuild
 from support.s3 import S3Server
 from support.stand import NAME, Stand
@@ -532,6 +534,43 @@ async def test_a_blocked_bundle_is_withdrawn_even_if_there_is_no_other(stand: Ma
     assert status.degraded
     assert one.snapshots[-1].path == ""
     assert one.snapshots[-1].generation > one.snapshots[0].generation
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process can grow: writing fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_full_disk_keeps_new_bundles_out_but_never_a_blocked_one_in(stand: Make) -> None:
+    one = stand()
+    for number in (1, 2):
+        one.put(number)
+        await one.reloader.reload()
+    second = one.snapshots[-1].sha256
+    one.put(3)
+    with full_disk():
+        status = await one.reloader.reload()
+        assert (status.version, status.last_error_code) == ("2", "E4410")
+    assert (await one.reloader.reload()).version == "3"
+    third = one.snapshots[-1].sha256
+    await one.rollout.change(NAME, blocked(third, second, "another instance", "worse"))
+    with full_disk():
+        status = await one.reloader.reload()
+        assert (status.version, status.last_error_code) == ("2", "E4602"), "left, though that could not be saved"
+        again = stand()
+        await again.reloader.start()
+        assert again.serving == "2", "a start needs no space either"
+    status = await one.reloader.reload()
+    assert (status.version, status.last_error_code) == ("2", "E4311")
+    again = stand()
+    await again.reloader.start()
+    assert again.serving == "2", "saved since"
 
 
 class Unreliable(FileRollout):

@@ -172,7 +172,12 @@ def save_bundle(path: Path, data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) 
 
 
 def load_bundle(
-    path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, expect_sha256: str | None = None, expect_name: str | None = None
+    path: Path,
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    expect_sha256: str | None = None,
+    expect_name: str | None = None,
+    where: str | None = None,
 ) -> Bundle:
     """Read and verify a bundle. Blocking (disk, CPU): call it in a thread.
 
@@ -181,13 +186,14 @@ def load_bundle(
         max_bytes: size limit, checked before it is read.
         expect_sha256: digest that it must have.
         expect_name: strategy that it must be for.
+        where: what messages call it, if not its path.
 
     Raises:
         BundleError: E4301 (size), E4302 (digest), E4300 and E4310 (archive), E4306 (manifest), E4307 (shapes),
             E4308 (not finite), E4309 (probes), E4305 (another strategy's), E4205 (a pickle).
         SourceError: E4404, E4400: the file is not there or cannot be read.
     """
-    where = str(path)
+    where = where or str(path)
     try:
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size

@@ -87,7 +87,11 @@ class Fetcher:
             try:
                 receive(opened, incoming, max_bytes=self._settings.max_bytes, sha256=pointer.sha256, size=pointer.size)
                 bundle = load_bundle(
-                    incoming, max_bytes=self._settings.max_bytes, expect_sha256=pointer.sha256, expect_name=self._name
+                    incoming,
+                    max_bytes=self._settings.max_bytes,
+                    expect_sha256=pointer.sha256,
+                    expect_name=self._name,
+                    where=opened.where,
                 )
                 self._check(bundle, pointer, opened.where)
                 self._vault.adopt(incoming, bundle.sha256)
@@ -115,7 +119,7 @@ class Fetcher:
         with opened:
             try:
                 receive(opened, incoming, max_bytes=self._settings.max_bytes)
-                bundle = load_bundle(incoming, max_bytes=self._settings.max_bytes)
+                bundle = load_bundle(incoming, max_bytes=self._settings.max_bytes, where=opened.where)
                 self._check(bundle, None, opened.where)
                 self._vault.adopt(incoming, bundle.sha256)
             except BundleError as error:

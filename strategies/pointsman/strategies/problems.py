@@ -11,7 +11,7 @@ __all__ = ["AREAS", "Problems"]
 
 logger = logging.getLogger("pointsman.strategies")
 
-AREAS = ("poll", "disk", "publish", "pointer", "bundle", "source", "rollout", "blocked")
+AREAS = ("poll", "disk", "state", "copy", "publish", "pointer", "bundle", "source", "rollout", "blocked")
 """What can be wrong at the same time; the first of them is told first."""
 
 REMEMBERED = 256

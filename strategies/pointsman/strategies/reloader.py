@@ -191,6 +191,7 @@ class Reloader:
             try:
                 async with self._changing:
                     await self._stage.open()
+                    await self._stage.flush()
                     await self._read_rollout()
                     await self._stage.leave_blocked()
                     await self._stage.publish()
@@ -349,7 +350,9 @@ class Reloader:
             return None
         except SourceError as error:
             self._counters["failures"] += 1
-            self._problems.note("disk" if error.code == "E4410" else "source", error)
+            self._problems.note("copy" if error.code == "E4410" else "source", error)
             return None
         self._problems.clear("source")
+        if result is not None:
+            self._problems.clear("copy")
         return result

@@ -1,7 +1,8 @@
 """What one instance has in service for a strategy, what it keeps on disk, and each step from one to the next.
 
-Every coroutine here is called inside the reloader's lock for changes. A step is made durable first and shown to workers then,
-so that a restart in between comes up with the new state.
+Every coroutine here is called inside the reloader's lock for changes. A new bundle is made durable first and shown to workers
+then, so that a restart in between comes up with it. To leave a blocked bundle no disk is needed: what cannot be saved is held
+in memory and saved later.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Stage:
     def __init__(self, name: str, vault: Vault, fetcher: Fetcher, publish: Publish, problems: Problems) -> None:
         self._name, self._vault, self._fetcher, self._publish, self._problems = name, vault, fetcher, publish, problems
         self._opened = False
+        self._unsaved = False
         self._published = 0
         self.local = LocalState()
         self.snapshot: Snapshot | None = None
@@ -73,7 +75,7 @@ class Stage:
     async def set_desired(self, desired: DesiredState) -> None:
         """Remember the desired state, on disk too: it holds while the database is away."""
         if desired != self.local.desired:
-            await self._save(self.local.model_copy(update={"desired": desired}))
+            await self._keep(self.local.model_copy(update={"desired": desired}))
 
     async def accept(self, pointer: Pointer) -> None:
         """Remember the newest pointer whose bundle is in service: what comes before it is a replay from now on."""
@@ -81,13 +83,13 @@ class Stage:
             await self._save(self.local.model_copy(update={"sequence": pointer.sequence, "pointer_sha256": pointer.digest}))
 
     async def restore(self) -> bool:
-        """Bring the best copy on disk into service; whether there was one."""
+        """Bring the best copy on disk into service; whether there was one. A disk that is full is no hindrance."""
         desired = self.desired
         first = [desired.pinned_sha256, self.local.current, desired.target_sha256] if desired else [self.local.current]
         found = await self.first_good(first)
         if found is None:
             return False
-        await self.take(*found)
+        await self.take(*found, durable=False)
         return True
 
     async def leave_blocked(self) -> None:
@@ -118,13 +120,17 @@ class Stage:
             if (kept := self.local.find(sha256)) is not None:
                 yield kept
 
-    async def take(self, kept: Kept, bundle: Bundle, pointer: Pointer | None = None) -> bool:
+    async def take(self, kept: Kept, bundle: Bundle, pointer: Pointer | None = None, *, durable: bool = True) -> bool:
         """Bring a verified bundle into service, unless it was blocked meanwhile; whether it is in service.
 
         Args:
             kept: how it is remembered; its copy is on disk.
             bundle: the same, loaded.
             pointer: what proposed it, to be accepted with it.
+            durable: not before the state is saved.
+
+        Raises:
+            ProcessError: E4602, the state cannot be saved; nothing has changed then.
         """
         if self.is_blocked(kept.sha256):
             return False
@@ -142,7 +148,7 @@ class Stage:
         }
         if pointer is not None and pointer.sequence > self.local.sequence:
             values |= {"sequence": pointer.sequence, "pointer_sha256": pointer.digest}
-        await self._save(self.local.model_copy(update=values))
+        await (self._save if durable else self._keep)(self.local.model_copy(update=values))
         self.snapshot = Snapshot(
             strategy=self._name,
             generation=self.local.generation,
@@ -183,11 +189,25 @@ class Stage:
             self._problems.clear("publish")
 
     async def _withdraw(self) -> None:
-        await self._save(self.local.model_copy(update={"generation": self.local.generation + 1, "current": None}))
+        await self._keep(self.local.model_copy(update={"generation": self.local.generation + 1, "current": None}))
         self.snapshot = Snapshot(strategy=self._name, generation=self.local.generation, path="", sha256="", version="", kind="")
         logger.error("%s: nothing is in service; LiteLLM's own choice holds", self._name)
         await self.publish()
 
+    async def flush(self) -> None:
+        """Save what could not be saved before."""
+        if self._unsaved:
+            await self._keep(self.local)
+
     async def _save(self, local: LocalState) -> None:
         await in_thread(partial(self._vault.save, local))
-        self.local = local
+        self.local, self._unsaved = local, False
+        self._problems.clear("state")
+
+    async def _keep(self, local: LocalState) -> None:
+        """Take up a state even if it cannot be saved now."""
+        try:
+            await self._save(local)
+        except ProcessError as error:
+            self.local, self._unsaved = local, True
+            self._problems.note("state", error)
