@@ -12,13 +12,12 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pointsman.strategies.registry import StrategyRegistry
-
 from pointsman.decisions.store import DecisionStore
 from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
 from pointsman.process.channel import Channel, ChannelClosedError
 from pointsman.process.models import MODELS, ModelSync
 from pointsman.settings import PointsmanSettings
+from pointsman.strategies.registry import StrategyRegistry
 from pointsman.strategies.reloader import Snapshot
 
 __all__ = ["Runtime"]
@@ -71,13 +70,20 @@ class Runtime:
             except PointsmanError as error:
                 logger.error("cannot load %s generation %d: %s", snapshot.strategy, snapshot.generation, error)
                 ack |= {"error": str(error)}
+            except Exception as error:  # whatever it is, the version in service stays and the supervisor is told
+                logger.exception("cannot load %s generation %d", snapshot.strategy, snapshot.generation)
+                ack |= {"error": type(error).__name__}
         self._channel.send(ack)
 
     async def listen(self) -> None:
         """Serve the supervisor's messages until the line closes, which starts the drain."""
         try:
             while True:
-                self._handle(await self._channel.receive())
+                message = await self._channel.receive()
+                try:
+                    self._handle(message)
+                except Exception:  # one message that cannot be handled must not make the worker deaf
+                    logger.exception("message %r of the supervisor failed", message.get("type"))
         except ChannelClosedError:
             logger.warning("the supervisor is gone; draining")
             self.on_drain()
@@ -111,6 +117,9 @@ class Runtime:
         except PointsmanError as error:
             logger.error("cannot take up the changed model list: %s", error)
             ack |= {"error": str(error)}
+        except Exception as error:  # as above
+            logger.exception("cannot take up the changed model list")
+            ack |= {"error": type(error).__name__}
         self._channel.send(ack)
 
     def tell(self, **message: Any) -> None:

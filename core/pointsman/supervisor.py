@@ -75,7 +75,7 @@ class Options:
 
 
 class Supervisor:
-    """Runs one instance; `await run()` returns when it was asked to stop (SIGINT, SIGTERM) and everything is down.
+    """Runs one instance; `await run()` returns when it was asked to stop (SIGINT, SIGTERM, SIGHUP) and everything is down.
 
     Raises (from `run`):
         PointsmanError: what failed at the start, or the workers cannot be kept alive.
@@ -90,6 +90,7 @@ class Supervisor:
         self._config: GatewayConfig | None = None
         self._pool: WorkerPool | None = None
         self._strategies: StrategyService | None = None
+        self._aliases: dict[str, dict[str, str]] = {}
         self._found: tuple[litellm_config.Detected, ...] = ()
         self._config_sync: ConfigSync | None = None
         self._env: dict[str, str] = {}
@@ -107,7 +108,7 @@ class Supervisor:
         """Start, serve, drain, stop."""
         self._load()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
         stopped = asyncio.ensure_future(self._stop.wait())
         async with AsyncExitStack() as stack:
@@ -148,6 +149,8 @@ class Supervisor:
                 mend="export LITELLM_MASTER_KEY=sk-... (long and random)",
             )
 
+        self._aliases = candidate_aliases(config.settings)
+
     async def _start(self, stack: AsyncExitStack) -> WorkerPool:
         """Start everything; what is pushed on the stack is stopped in reverse order, so it is pushed before it starts."""
         options, config, progress = self.options, self.config, self.progress
@@ -172,9 +175,8 @@ class Supervisor:
             run_dir, sock.fileno(), options.workers, environment, self._welcome, self._call, options.output
         )
         cache_dir = options.data_dir / ("bundles" if options.embedded else f"serve-{options.port}/bundles")
-        groups = groups_in_use(config.settings, config.effective.get("model_list") or ())
         self._strategies = strategies = StrategyService(
-            config.settings, cache_dir, url, groups, pool.broadcast, lambda: pool.workers
+            config.settings, cache_dir, url, self._groups, pool.broadcast, lambda: pool.workers
         )
         self._config_sync = ConfigSync(config, self._env, self._found, run_dir, pool)
         stack.push_async_callback(self._cancel_tasks)
@@ -191,7 +193,6 @@ class Supervisor:
                 await engine.start()
             self._spawn(engine.run())
             if config.settings.decisions.enabled:
-                await maintain(url, config.settings.decisions.retention_days)
                 self._spawn(self._maintain(url))
         if config.settings.strategies:
             with progress.step("strategies"):
@@ -203,6 +204,10 @@ class Supervisor:
             self._spawn(build_indexes_task(url))
         self._spawn(self._config_sync.run())
         return pool
+
+    def _groups(self) -> dict[str, str]:
+        assert self._config_sync is not None  # noqa: S101 - narrows the type; set before anybody asks
+        return groups_in_use(self.config.settings, self._config_sync.models)
 
     async def _database(self, stack: AsyncExitStack) -> str | None:
         if self.options.embedded:
@@ -232,12 +237,13 @@ class Supervisor:
                 await asyncio.sleep(1)
 
     async def _maintain(self, url: str) -> None:
+        """Upkeep of the partitions; without it rows go to the default partition, so it never stands in the way of a start."""
         while True:
-            await asyncio.sleep(MAINTENANCE_INTERVAL)
             try:
                 await maintain(url, self.config.settings.decisions.retention_days)
             except PointsmanError as error:
                 logger.error("decision records are not maintained: %s", error)
+            await asyncio.sleep(MAINTENANCE_INTERVAL)
 
     async def _drain(self, pool: WorkerPool, sock: socket.socket) -> None:
         shutdown = self.config.settings.shutdown
@@ -270,7 +276,7 @@ class Supervisor:
             "settings": self.config.settings.model_dump_json(),
             "database_url": self._database_url,
             "python_path": list(self.config.python_path),
-            "aliases": candidate_aliases(self.config.settings),
+            "aliases": self._aliases,
             "models": self._config_sync.models,
             "snapshots": self._strategies.snapshots(),
         }

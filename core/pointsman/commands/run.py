@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from pointsman import litellm_config
+from pointsman.errors import ProcessError
 from pointsman.migrations import install
 from pointsman.process.progress import Progress
 from pointsman.settings import default_data_dir
@@ -84,9 +84,18 @@ def serve(
 
 def _rotate(log: Path) -> None:
     """Start a new log when the old one is large; one old one is kept."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         if log.stat().st_size > LOG_BYTES:
             log.replace(log.with_suffix(".log.1"))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ProcessError(
+            f"cannot use the data directory: {error.strerror}",
+            code="E4602",
+            where=str(log.parent),
+            mend="choose a directory of your own with --data-dir",
+        ) from error
 
 
 def _run(supervisor: Supervisor) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pointsman.database_url import libpq_url, schema_of, unreachable
+from pointsman.database_url import libpq_url, redact, schema_of, unreachable
 from pointsman.errors import DatabaseError, RequestError
 
 __all__ = ["TABLES", "erase", "maintain"]
@@ -42,7 +42,17 @@ async def _connect(database_url: str) -> AsyncIterator[psycopg.AsyncConnection[A
         except psycopg.OperationalError as error:
             if connection.closed:
                 raise unreachable(database_url, error) from error
-            raise
+            raise _failed(error, database_url) from error
+        except psycopg.Error as error:
+            raise _failed(error, database_url) from error
+
+
+def _failed(error: psycopg.Error, database_url: str) -> DatabaseError:
+    return DatabaseError(
+        f"the upkeep of the decision tables failed: {redact(str(error).strip(), database_url)}",
+        code="E4501",
+        mend="the database's role needs CREATE on the schema and ownership of the tables",
+    )
 
 
 def _partition(table: str, day: date) -> str:

@@ -25,6 +25,7 @@ class Ticket:
         picked: the id that the last decision put first.
         attempt: count of attempts that ended, good or bad.
         retries: LiteLLM's retry and fallback counters at the last decision; when they have grown, that pick has failed.
+        closed: the outcome is recorded.
         models: deployment id -> `litellm_params.model` of all candidates seen.
         started: monotonic time in seconds.
     """
@@ -34,6 +35,7 @@ class Ticket:
     picked: str | None = None
     attempt: int = 0
     retries: tuple[int, int] = (0, 0)
+    closed: bool = False
     models: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 

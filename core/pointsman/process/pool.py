@@ -36,6 +36,7 @@ class Worker:
         pid: process id, None while there is none.
         ready: accepts requests.
         served: was ready once since it was started.
+        orphan: its preloader is gone, so nobody but its own line tells when it ends.
         generations: strategy -> generation that it serves.
         errors: strategy -> why its last snapshot was not taken.
         failures: times in a row that it ended before it was ready.
@@ -46,6 +47,7 @@ class Worker:
     pid: int | None = None
     ready: bool = False
     served: bool = False
+    orphan: bool = False
     channel: Channel | None = None
     generations: dict[str, int] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
@@ -94,35 +96,37 @@ class WorkerPool:
         self._fatal: ProcessError | None = None
 
     async def start(self) -> None:
-        """Listen for the children and start the preloader; returns before it has imported anything."""
-        self._server = await asyncio.start_unix_server(self._accept, path=str(self.path), limit=MAX_MESSAGE)
+        """Listen for the children and start the preloader; returns before it has imported anything.
+
+        Raises:
+            ProcessError: the control socket cannot be made (its path is too long).
+        """
+        try:
+            self._server = await asyncio.start_unix_server(self._accept, path=str(self.path), limit=MAX_MESSAGE)
+        except OSError as error:
+            raise ProcessError(
+                f"cannot make the control socket: {error}", where=str(self.path), mend="set TMPDIR to a short path"
+            ) from error
         self._spawn(self._run_preloader())
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a task of the pool failed", exc_info=error)
 
     async def _run_preloader(self) -> None:
         """Keep one preloader alive. Workers outlive it; without it there are only no new ones."""
         pause = 1.0
         while not self._stopping:
-            with contextlib.ExitStack() as stack:
-                output = stack.enter_context(self._output.open("ab")) if self._output is not None else None
-                self._preloader = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "pointsman.process.preloader",
-                    str(self.path),
-                    str(self._listen_fd),
-                    env=self._environment,
-                    pass_fds=(self._listen_fd,),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=asyncio.subprocess.STDOUT if output is not None else None,
-                    start_new_session=True,  # Ctrl-C in the terminal is for the supervisor alone
-                )
-            code = await self._preloader.wait()
+            try:
+                code: int | str = await self._preload()
+            except OSError as error:  # no more processes or files, or a log that cannot be opened
+                code = str(error)
             self._preloader_line = None
             if self._stopping:
                 return
@@ -130,11 +134,31 @@ class WorkerPool:
             for worker in self.workers:
                 if worker.channel is None:
                     worker.pid = None
+                else:
+                    worker.orphan = True
             if not any(worker.ready for worker in self.workers):
                 await self._fail(ProcessError(f"LiteLLM could not be imported (status {code}){self._tail()}", mend=SEE))
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, MAX_PAUSE)
+
+    async def _preload(self) -> int:
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context(self._output.open("ab")) if self._output is not None else None
+            self._preloader = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "pointsman.process.preloader",
+                str(self.path),
+                str(self._listen_fd),
+                env=self._environment,
+                pass_fds=(self._listen_fd,),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=asyncio.subprocess.STDOUT if output is not None else None,
+                start_new_session=True,  # Ctrl-C in the terminal is for the supervisor alone
+            )
+        return await self._preloader.wait()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         channel = Channel(reader, writer)
@@ -178,10 +202,14 @@ class WorkerPool:
 
     async def _serve_worker(self, worker: Worker, channel: Channel) -> None:
         worker.channel = channel
-        channel.send({"type": "welcome", **self._welcome()})
         try:
+            channel.send({"type": "welcome", **self._welcome()})
+            if self._stopping:  # it was on its way when the drain was told to the others
+                channel.send({"type": "drain"})
             while True:
                 message = await channel.receive()
+                if worker.channel is not channel:
+                    return  # said before it died; it has been replaced
                 kind = message["type"]
                 if kind == "call":
                     self._spawn(self._answer(channel, message))
@@ -202,6 +230,9 @@ class WorkerPool:
                 worker.channel, worker.ready = None, False
                 worker.generations.clear()
                 await self._notify()
+                if worker.orphan:
+                    worker.orphan = False
+                    await self._ended(worker, None)
 
     async def _answer(self, channel: Channel, message: Mapping[str, Any]) -> None:
         reply: dict[str, Any] = {"type": "reply", "id": message["id"]}
@@ -214,7 +245,7 @@ class WorkerPool:
             reply["error"] = {"message": f"{type(error).__name__}: {error}", "code": "E4600"}
         channel.send(reply)
 
-    async def _ended(self, worker: Worker, status: int) -> None:
+    async def _ended(self, worker: Worker, status: int | None) -> None:
         served = worker.served
         worker.pid, worker.ready, worker.served, worker.channel = None, False, False, None
         worker.generations.clear()
@@ -223,7 +254,7 @@ class WorkerPool:
             return
         worker.failures = 0 if served else worker.failures + 1
         worker.restarts += 1
-        logger.error("worker %d ended with status %d; it is replaced", worker.index, status)
+        logger.error("worker %d ended with status %s; it is replaced", worker.index, status)
         if worker.failures >= FAILURES_AT_START and not any(other.ready for other in self.workers):
             await self._fail(ProcessError(f"workers do not start (status {status}){self._tail()}", mend=SEE))
             return
@@ -237,7 +268,7 @@ class WorkerPool:
 
     def _tail(self) -> str:
         """The last lines of the workers' output, when it went into a file."""
-        if self._output is None:
+        if self._output is None or not self._output.is_file():
             return ""
         with self._output.open("rb") as stream:
             stream.seek(max(0, self._output.stat().st_size - TAIL_BYTES))

@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from typing import Any
 
 import orjson
@@ -87,6 +88,8 @@ class _Preloader:
             code = 1
             try:
                 code = self._child(worker)
+            except BaseException:  # noqa: BLE001 - `os._exit` below would swallow it without a word
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

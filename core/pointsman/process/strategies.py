@@ -11,12 +11,11 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pointsman.strategies.reloader import Reloader, Snapshot
-from pointsman.strategies.rollout import open_rollout
-
 from pointsman.errors import RequestError
 from pointsman.process.pool import Worker
 from pointsman.settings import PointsmanSettings
+from pointsman.strategies.reloader import Reloader, Snapshot
+from pointsman.strategies.rollout import open_rollout
 
 __all__ = ["StrategyService", "groups_in_use"]
 
@@ -28,7 +27,7 @@ class StrategyService:
         settings: strategies and routing.
         cache_dir: where verified bundles are kept, a directory a strategy.
         database_url: for the fleet's desired state, or None (then it is kept in `cache_dir`).
-        groups: model group -> strategy in use.
+        groups: tells which model groups use which strategy now.
         broadcast: sends a message to every worker.
         workers: the worker slots, for the status.
     """
@@ -38,7 +37,7 @@ class StrategyService:
         settings: PointsmanSettings,
         cache_dir: Path,
         database_url: str | None,
-        groups: Mapping[str, str],
+        groups: Callable[[], Mapping[str, str]],
         broadcast: Callable[[Mapping[str, Any]], None],
         workers: Callable[[], Sequence[Worker]],
     ) -> None:
@@ -92,7 +91,7 @@ class StrategyService:
             }
             for worker in self._workers()
         ]
-        row["in_use_by"] = sorted(group for group, strategy in self._groups.items() if strategy == name)
+        row["in_use_by"] = sorted(group for group, strategy in self._groups().items() if strategy == name)
         return row
 
     async def reload(self, name: str) -> dict[str, Any]:

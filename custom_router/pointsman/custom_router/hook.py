@@ -7,10 +7,12 @@ health and team filters. It is the only module of this room that knows LiteLLM.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import litellm
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.litellm_core_utils.prompt_templates.factory import resolve_structured_messages
 from litellm.router_strategy.tag_based_routing import get_deployments_for_tag
@@ -24,7 +26,6 @@ from pointsman.decisions.ticket import Ticket, current_ticket
 
 if TYPE_CHECKING:
     from pointsman.decisions.store import DecisionStore
-
     from pointsman.runtime import Runtime
 
 __all__ = ["RouterHook", "router_hook"]
@@ -47,6 +48,11 @@ def _metadata(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _status(exception: Exception) -> int | None:
+    status = getattr(exception, "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def _ids(value: object) -> tuple[str, ...]:
@@ -88,6 +94,10 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket = current_ticket()
         if self._decider is None or ticket is None or not healthy_deployments:
             return healthy_deployments
+        if litellm.callbacks[-1] is not self:
+            # The router appends callbacks of its own (budgets, affinity); what they would drop must be gone before we pick
+            # one. LiteLLM is iterating over the list, so this call passes, and from the next one on we are asked last.
+            litellm.callbacks = [*(callback for callback in litellm.callbacks if callback is not self), self]
         try:
             return await self._filter(self._decider, ticket, model, healthy_deployments, messages, request_kwargs or {})
         except Exception:  # law 3: an exception here would be a 500 to the client
@@ -104,7 +114,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         kwargs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         metadata = _metadata(kwargs)
-        eligible = await _eligible(group, deployments, kwargs)
+        eligible = await _eligible(group, deployments, messages, kwargs)
         retries = (_number(metadata.get("attempted_retries")), _number(kwargs.get("fallback_depth")))
         if ticket.picked is not None and retries > ticket.retries:
             ticket.failed.add(ticket.picked)  # for the failures that LiteLLM reports to no hook
@@ -143,7 +153,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
     ) -> None:
         """One attempt failed: remember the deployment, so that this request does not try it again."""
         ticket = current_ticket()
-        info = request_data.get("model_info") or _metadata(request_data).get("model_info") or {}
+        metadata = _metadata(request_data)
+        info = request_data.get("model_info") or metadata.get("model_info") or {}
         deployment_id = str(info.get("id") or "") if isinstance(info, Mapping) else ""
         if ticket is None or ticket.decision is None or not deployment_id:
             return
@@ -151,13 +162,35 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket.attempt += 1
         self._record(
             Attempt(
-                decision_id=ticket.decision.decision_id,
+                # The metadata's, not the ticket's: one HTTP request may make several calls of the router.
+                decision_id=metadata.get(DECISION_KEY) or ticket.decision.decision_id,
                 number=ticket.attempt,
                 deployment_id=deployment_id,
                 model=ticket.models.get(deployment_id),
                 outcome="error",
                 error=type(exception).__name__,
-                status=getattr(exception, "status_code", None),
+                status=_status(exception),
+            )
+        )
+
+    async def async_post_call_failure_hook(
+        self,
+        request_data: dict[str, Any],
+        original_exception: Exception,
+        user_api_key_dict: Any,
+        traceback_str: str | None = None,
+    ) -> None:
+        """The request ended badly, after all attempts; LiteLLM's log event would come for attempts that were retried, too."""
+        ticket = current_ticket()
+        if ticket is None or ticket.decision is None or ticket.closed:
+            return
+        ticket.closed = True
+        self._record(
+            Outcome(
+                decision_id=ticket.decision.decision_id,
+                status="failure",
+                deployment_id=ticket.picked,
+                latency_ms=(time.monotonic() - ticket.started) * 1000,
             )
         )
 
@@ -165,15 +198,6 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self, kwargs: dict[str, Any], response_obj: Any, start_time: datetime, end_time: datetime
     ) -> None:
         """The request ended well (streamed ones after the last chunk)."""
-        self._outcome(kwargs, "success", start_time, end_time)
-
-    async def async_log_failure_event(
-        self, kwargs: dict[str, Any], response_obj: Any, start_time: datetime, end_time: datetime
-    ) -> None:
-        """The request ended badly; called once a request."""
-        self._outcome(kwargs, "failure", start_time, end_time)
-
-    def _outcome(self, kwargs: Mapping[str, Any], status: str, start_time: datetime, end_time: datetime) -> None:
         params = kwargs.get("litellm_params") or {}
         decision_id = _metadata(params).get(DECISION_KEY)
         if not isinstance(decision_id, str):
@@ -181,15 +205,18 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         payload: Mapping[str, Any] = kwargs.get("standard_logging_object") or {}
         latency_ms = (end_time - start_time).total_seconds() * 1000
         deployment_id = payload.get("model_id") or (params.get("model_info") or {}).get("id")
-        if status == "success" and deployment_id:
-            ticket = current_ticket()
+        ticket = current_ticket()
+        # A cache hit has a decision and an outcome, but nobody was tried.
+        if deployment_id and not (kwargs.get("cache_hit") or payload.get("cache_hit")):
             number = ticket.attempt + 1 if ticket is not None else 1
-            model = payload.get("litellm_model_name") or ticket.models.get(deployment_id) if ticket else None
+            model = ticket.models.get(deployment_id) if ticket is not None else payload.get("litellm_model_name")
             self._record(Attempt(decision_id, number, deployment_id, model, "ok", latency_ms=latency_ms))
+        if ticket is not None:
+            ticket.closed = True
         self._record(
             Outcome(
                 decision_id=decision_id,
-                status=status,
+                status="success",
                 deployment_id=deployment_id,
                 prompt_tokens=_number(payload.get("prompt_tokens")),
                 completion_tokens=_number(payload.get("completion_tokens")),
@@ -199,8 +226,10 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         )
 
 
-async def _eligible(group: str, deployments: list[dict[str, Any]], kwargs: dict[str, Any]) -> list[dict[str, Any]]:
-    """What LiteLLM's later filters (tags, order, its exclusions) would leave, by LiteLLM's own functions.
+async def _eligible(
+    group: str, deployments: list[dict[str, Any]], messages: list[dict[str, Any]] | None, kwargs: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What LiteLLM's later filters (context window, tags, order, its exclusions) would leave, by LiteLLM's own functions.
 
     They run after this hook and may empty a list of one, which would fail the request; so they are asked beforehand.
     """
@@ -209,11 +238,37 @@ async def _eligible(group: str, deployments: list[dict[str, Any]], kwargs: dict[
     router = proxy_server.llm_router
     eligible: Sequence[dict[str, Any]] = deployments
     if router is not None:
+        if router.enable_pre_call_checks and messages:
+            eligible = _fitting(deployments, messages) or deployments
         variable = "litellm_metadata" if "litellm_metadata" in kwargs else "metadata"
-        eligible = await get_deployments_for_tag(router, group, list(deployments), kwargs, variable)
+        eligible = await get_deployments_for_tag(router, group, list(eligible), kwargs, variable)
     eligible = get_order_filtered_deployments(list(eligible), target_order=kwargs.get("_target_order"))
     eligible = get_excluded_filtered_deployments(list(eligible), kwargs.get("_excluded_deployment_ids")) or eligible
     return list(eligible) or deployments
+
+
+def _fitting(deployments: list[dict[str, Any]], messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those whose context window takes the messages. Tokens are counted only when they might not all fit."""
+    windows = [_window(deployment) for deployment in deployments]
+    known = [window for window in windows if window is not None]
+    # No token is shorter than a byte, and a message adds a handful of its own.
+    if not known or len(str(messages).encode()) + 8 * len(messages) <= min(known):
+        return deployments
+    tokens = litellm.token_counter(messages=messages)
+    return [item for item, window in zip(deployments, windows, strict=True) if window is None or tokens <= window]
+
+
+def _window(deployment: Mapping[str, Any]) -> int | None:
+    """Largest input in tokens, as the configuration or LiteLLM's model map tells."""
+    info = deployment.get("model_info") or {}
+    window = info.get("max_input_tokens")
+    if window is None:
+        model = info.get("base_model") or (deployment.get("litellm_params") or {}).get("model")
+        try:
+            window = litellm.get_model_info(model).get("max_input_tokens")
+        except Exception:  # LiteLLM raises a plain Exception for a model that is not in its map
+            return None
+    return window if isinstance(window, int) else None
 
 
 router_hook = RouterHook()

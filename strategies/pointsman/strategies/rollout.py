@@ -203,13 +203,15 @@ class PostgresRollout:
     async def _run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[DesiredState]]) -> DesiredState:
         import psycopg
 
-        from pointsman.database_url import address, unreachable
+        from pointsman.database_url import address, schema_of, unreachable
 
         try:
             async with asyncio.timeout(TIMEOUT):
                 async with await psycopg.AsyncConnection.connect(
                     self._conninfo, autocommit=True, connect_timeout=CONNECT_TIMEOUT
                 ) as connection:
+                    if (schema := schema_of(self._url)) != "public":
+                        await connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", (schema,))
                     return await work(connection)
         except TimeoutError as error:
             raise DatabaseError("the database did not answer in time", where=address(self._url)) from error
