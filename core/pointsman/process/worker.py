@@ -78,12 +78,17 @@ async def _serve(worker: int, control: str, listen_fd: int) -> int:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(settings.shutdown.grace) + LIFESPAN_SECONDS,
     )
+
+    def started() -> None:
+        router_hook.come_last()
+        runtime.tell(type="ready")
+
     server = DrainingServer(
         config,
         in_flight,
         not_ready=settings.shutdown.not_ready,
         grace=settings.shutdown.grace,
-        on_started=lambda: runtime.tell(type="ready"),
+        on_started=started,
     )
     runtime.on_drain = server.drain
     listener = asyncio.create_task(runtime.listen(), name="pointsman-listen")

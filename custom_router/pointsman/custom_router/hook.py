@@ -82,6 +82,15 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         )
         self._store = runtime.decisions
 
+    def come_last(self) -> None:
+        """Stand at the end of LiteLLM's callbacks.
+
+        The router appends some of its own (budgets, affinity) when it is made anew; what they would drop must be gone before
+        one is picked. LiteLLM may be iterating over the list, so it is replaced and not changed.
+        """
+        if litellm.callbacks and litellm.callbacks[-1] is not self:
+            litellm.callbacks = [*(callback for callback in litellm.callbacks if callback is not self), self]
+
     async def async_filter_deployments(
         self,
         model: str,
@@ -94,10 +103,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket = current_ticket()
         if self._decider is None or ticket is None or not healthy_deployments:
             return healthy_deployments
-        if litellm.callbacks[-1] is not self:
-            # The router appends callbacks of its own (budgets, affinity); what they would drop must be gone before we pick
-            # one. LiteLLM is iterating over the list, so this call passes, and from the next one on we are asked last.
-            litellm.callbacks = [*(callback for callback in litellm.callbacks if callback is not self), self]
+        self.come_last()
         try:
             return await self._filter(self._decider, ticket, model, healthy_deployments, messages, request_kwargs or {})
         except Exception:  # law 3: an exception here would be a 500 to the client
@@ -266,7 +272,7 @@ def _window(deployment: Mapping[str, Any]) -> int | None:
         model = info.get("base_model") or (deployment.get("litellm_params") or {}).get("model")
         try:
             window = litellm.get_model_info(model).get("max_input_tokens")
-        except Exception:  # LiteLLM raises a plain Exception for a model that is not in its map
+        except Exception:  # noqa: BLE001 - LiteLLM raises a plain Exception for a model that is not in its map
             return None
     return window if isinstance(window, int) else None
 
