@@ -138,7 +138,7 @@ async def test_a_bad_bundle_is_refused_and_the_good_one_stays(stand: Make, kind:
     # A pointer cannot promise zero bytes, so that an empty file has the wrong size before anything else.
     assert status.last_error_code == ("E4302" if kind == "empty" else CORRUPTIONS[kind])
     assert status.counters["rejected"] == 1
-    assert status.sequence == 1, "what is refused is not accepted"
+    assert status.sequence == 2, "its pointer was good, so that an older one is a replay"
     assert sorted(path.name for path in one.cache.iterdir()) == sorted([f"{status.sha256}.zip", "state.json"])
     one.put(3)
     assert (await one.reloader.reload()).version == "3"
@@ -218,6 +218,21 @@ async def test_a_replay_is_refused_by_a_fresh_instance_of_the_fleet(
     second = Stand(tmp_path / "second", key, settings, PostgresRollout(database_url))
     await second.reloader.start()
     assert (second.serving, second.error) == (None, "E4304")
+
+
+async def test_a_replay_is_refused_also_when_the_newer_bundle_was_bad(stand: Make, tmp_path: Path) -> None:
+    one = stand()
+    one.put(1)
+    await one.reloader.start()
+    one.put(2)
+    second = (tmp_path / "store" / "current.json").read_bytes()
+    one.bad(corrupt(one.version(3), "nan").read_bytes())
+    await one.reloader.reload()
+    (tmp_path / "store" / "current.json").write_bytes(second)
+    status = await one.reloader.reload()
+    assert (status.version, status.last_error_code, status.sequence) == ("1", "E4304", 3)
+    one.put(4, sequence=4)
+    assert (await one.reloader.reload()).version == "4"
 
 
 async def test_what_is_refused_is_told_once_and_not_fetched_again(
@@ -556,7 +571,7 @@ async def test_a_full_disk_keeps_new_bundles_out_but_never_a_blocked_one_in(stan
     one.put(3)
     with full_disk():
         status = await one.reloader.reload()
-        assert (status.version, status.last_error_code) == ("2", "E4410")
+        assert (status.version, status.last_error_code) == ("2", "E4602")
     assert (await one.reloader.reload()).version == "3"
     third = one.snapshots[-1].sha256
     await one.rollout.change(NAME, blocked(third, second, "another instance", "worse"))

@@ -195,17 +195,15 @@ class Model(RuleBasedStateMachine):
         if not self.away and present is not None and present.valid:
             pointer = present.pointer
             if pointer.sequence > self.sequence or (pointer.sequence, pointer.digest) == (self.sequence, self.accepted):
-                self.proposal = present
+                self.proposal, self.sequence, self.accepted = present, pointer.sequence, pointer.digest
         if self.proposal is None:
             return
-        version, pointer = self.proposal.version, self.proposal.pointer
+        version = self.proposal.version
         if version in self.blocked:
             if self.target is not None and self.target not in self.blocked and not (self.away and self.target not in self.kept):
                 self.model_serve(self.target)
         elif version is not None and (not self.away or version in self.kept or version == self.serving):
             self.model_serve(version)
-            if pointer.sequence > self.sequence:
-                self.sequence, self.accepted = pointer.sequence, pointer.digest
 
     def model_serve(self, version: int) -> None:
         if version == self.serving and self.kept and self.kept[-1] == version:

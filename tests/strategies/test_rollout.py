@@ -64,7 +64,7 @@ async def test_block_pin_unblock(keeper: Callable[[], Rollout]) -> None:
 async def test_the_newest_pointer_only_rises(keeper: Callable[[], Rollout]) -> None:
     rollout = keeper()
     for sequence, expected in ((3, 3), (2, 3), (7, 7), (7, 7)):
-        state = await rollout.change("knn", accepted(sequence, f"{sequence}" * 64, A, "instance"))
+        state = await rollout.change("knn", accepted(sequence, f"{sequence}" * 64, "instance"))
         assert (state.max_sequence, state.generation) == (expected, 0)
     assert (await keeper().read("knn")).pointer_sha256 == "7" * 64
 
@@ -80,14 +80,14 @@ async def test_many_at_once_lose_nothing(keeper: Callable[[], Rollout]) -> None:
 
 async def test_the_history_tells_who_and_why(database_url: str) -> None:
     rollout = PostgresRollout(database_url)
-    await rollout.change("knn", accepted(1, A, A, "instance"))
-    await rollout.change("knn", accepted(1, A, A, "another"))
+    await rollout.change("knn", accepted(1, A, "instance"))
+    await rollout.change("knn", accepted(1, A, "another"))
     await rollout.change("knn", blocked(B, A, "ops", "worse"))
     with psycopg.connect(database_url) as connection:
         rows = connection.execute(
             "SELECT action, sha256, actor, reason, generation FROM pointsman_rollout_history ORDER BY id"
         ).fetchall()
-    assert rows == [("accept", A, "instance", "sequence 1", 0), ("block", B, "ops", "worse", 1)]
+    assert rows == [("accept", None, "instance", "sequence 1", 0), ("block", B, "ops", "worse", 1)]
 
 
 @pytest.mark.requirement("R-4.1")
@@ -115,12 +115,12 @@ async def test_a_schema_that_is_not_there(fresh_database: Callable[[], str]) -> 
 async def test_a_locked_row_is_not_waited_for_for_ever(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pointsman.strategies.rollout.TIMEOUT", 0.5)
     rollout = PostgresRollout(database_url)
-    await rollout.change("knn", accepted(1, A, A, "x"))
+    await rollout.change("knn", accepted(1, A, "x"))
     with psycopg.connect(database_url) as connection:
         connection.execute("SELECT * FROM pointsman_rollout FOR UPDATE")
         with pytest.raises(DatabaseError):
-            await rollout.change("knn", accepted(2, B, B, "x"))
-    assert (await rollout.change("knn", accepted(2, B, B, "x"))).max_sequence == 2
+            await rollout.change("knn", accepted(2, B, "x"))
+    assert (await rollout.change("knn", accepted(2, B, "x"))).max_sequence == 2
 
 
 async def test_a_damaged_file_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:

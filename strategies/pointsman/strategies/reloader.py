@@ -215,8 +215,8 @@ class Reloader:
         local = self._stage.local
         try:
             desired = await self._rollout.read(self.name)
-            if desired.max_sequence < local.sequence and local.pointer_sha256 and local.current:
-                rule = accepted(local.sequence, local.pointer_sha256, local.current, actor="reloader")
+            if desired.max_sequence < local.sequence and local.pointer_sha256:  # also one from while the database was away
+                rule = accepted(local.sequence, local.pointer_sha256, actor="reloader")
                 desired = await self._rollout.change(self.name, rule)
         except PointsmanError as error:
             self._counters["failures"] += 1
@@ -233,9 +233,14 @@ class Reloader:
             newest, digest = desired.max_sequence, desired.pointer_sha256
         work = partial(self._fetcher.pointer, None if force else self._tag, newest, digest)
         found = await self._attempt(work, "pointer", self._seen)
-        if found is not None:
-            self._proposal, self._tag, self._modified = found.pointer, found.tag, found.modified
-            self._problems.clear("pointer")
+        if found is None:
+            return
+        if found.pointer.sequence > local.sequence:
+            async with self._changing:
+                await self._stage.accept(found.pointer)
+                await self._read_rollout()
+        self._proposal, self._tag, self._modified = found.pointer, found.tag, found.modified
+        self._problems.clear("pointer")
 
     def _seen(self, rejected: RejectedError) -> None:
         """Not to be fetched again until it changes."""
@@ -254,7 +259,6 @@ class Reloader:
             return
         async with self._changing:
             await self._stage.take(Kept(sha256=bundle.sha256, version=bundle.version, kind=bundle.kind), bundle)
-        await self._tell_accepted()
 
     async def _settle(self, force: bool) -> None:
         """Bring into service what is wanted; where that fails, what is in service stays."""
@@ -288,10 +292,6 @@ class Reloader:
     async def _obtain(self, sha256: str, proposal: Pointer | None, force: bool) -> bool:
         """Bring a bundle into service: a copy on disk, else from the source. Whether it is in service afterwards."""
         if self._stage.serving == sha256:
-            if proposal is not None and proposal.sequence > self._stage.local.sequence:
-                async with self._changing:
-                    await self._stage.accept(proposal)
-                await self._tell_accepted()
             self._problems.clear("bundle")
             return True
         kept = self._stage.local.find(sha256)
@@ -305,10 +305,7 @@ class Reloader:
         self._refused = None
         self._problems.clear("bundle")
         async with self._changing:
-            taken = await self._stage.take(*found, proposal)
-        if taken and proposal is not None:
-            await self._tell_accepted()
-        return taken
+            return await self._stage.take(*found)
 
     async def _copy(self, kept: Kept) -> tuple[Kept, Bundle] | None:
         try:
@@ -334,10 +331,6 @@ class Reloader:
         if bundle is None:
             return None
         return Kept(sha256=sha256, version=bundle.version, kind=bundle.kind, pointer=pointer), bundle
-
-    async def _tell_accepted(self) -> None:
-        async with self._changing:
-            await self._read_rollout()
 
     async def _attempt(self, work: Callable[[], T | None], area: str, on_rejected: Callable[[RejectedError], None]) -> T | None:
         """Run blocking work of the fetcher; None for unchanged, refused or away, which is noted."""

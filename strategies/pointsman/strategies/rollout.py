@@ -128,14 +128,14 @@ def pinned(sha256: str | None, actor: str, reason: str) -> Rule:
     return rule
 
 
-def accepted(sequence: int, pointer_sha256: str, sha256: str, actor: str) -> Rule:
-    """Remember the newest pointer. No decision of anybody, so the generation stays."""
+def accepted(sequence: int, pointer_sha256: str, actor: str) -> Rule:
+    """Remember the newest verified pointer. No decision of anybody, so the generation stays."""
 
     def rule(state: DesiredState) -> Change:
         new = state
         if sequence > state.max_sequence:
             new = state.model_copy(update={"max_sequence": sequence, "pointer_sha256": pointer_sha256})
-        return Change(new, "accept", sha256, actor, f"sequence {sequence}")
+        return Change(new, "accept", None, actor, f"sequence {sequence}")
 
     return rule
 

@@ -42,7 +42,7 @@ class StrategyStatus:
         loaded_at: when the bundle in service was swapped in.
         last_check: when the source was last asked.
         last_error, last_error_code: of what is wrong now, or None.
-        sequence: of the newest pointer accepted.
+        sequence: of the newest pointer that was verified.
         blocked: digests that were rolled back.
         pinned: digest that an operator pinned, or None.
         degraded: no bundle is in service; LiteLLM's own choice holds.

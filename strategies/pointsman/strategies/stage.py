@@ -78,7 +78,7 @@ class Stage:
             await self._keep(self.local.model_copy(update={"desired": desired}))
 
     async def accept(self, pointer: Pointer) -> None:
-        """Remember the newest pointer whose bundle is in service: what comes before it is a replay from now on."""
+        """Remember the newest pointer that was verified, whatever becomes of its bundle: what comes before it is a replay."""
         if pointer.sequence > self.local.sequence:
             await self._save(self.local.model_copy(update={"sequence": pointer.sequence, "pointer_sha256": pointer.digest}))
 
@@ -120,13 +120,12 @@ class Stage:
             if (kept := self.local.find(sha256)) is not None:
                 yield kept
 
-    async def take(self, kept: Kept, bundle: Bundle, pointer: Pointer | None = None, *, durable: bool = True) -> bool:
+    async def take(self, kept: Kept, bundle: Bundle, *, durable: bool = True) -> bool:
         """Bring a verified bundle into service, unless it was blocked meanwhile; whether it is in service.
 
         Args:
             kept: how it is remembered; its copy is on disk.
             bundle: the same, loaded.
-            pointer: what proposed it, to be accepted with it.
             durable: not before the state is saved.
 
         Raises:
@@ -135,8 +134,6 @@ class Stage:
         if self.is_blocked(kept.sha256):
             return False
         if self.serving == kept.sha256:
-            if pointer is not None:
-                await self.accept(pointer)
             return True
         others = tuple(item for item in self.local.kept if item.sha256 != kept.sha256 and not self.is_blocked(item.sha256))
         wanted = {self.desired.target_sha256, self.desired.pinned_sha256} if self.desired else set()
@@ -146,8 +143,6 @@ class Stage:
             "current": kept.sha256,
             "kept": (*remembered, kept),
         }
-        if pointer is not None and pointer.sequence > self.local.sequence:
-            values |= {"sequence": pointer.sequence, "pointer_sha256": pointer.digest}
         await (self._save if durable else self._keep)(self.local.model_copy(update=values))
         self.snapshot = Snapshot(
             strategy=self._name,

@@ -38,7 +38,7 @@ class LocalState(BaseModel):
         generation: last one given out.
         current: digest of the bundle in service.
         kept: bundles on disk, in the order in which they last went into service.
-        sequence, pointer_sha256: newest pointer accepted here.
+        sequence, pointer_sha256: newest pointer that was verified here.
         desired: the last desired state that was read.
     """
 

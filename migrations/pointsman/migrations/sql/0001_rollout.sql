@@ -10,7 +10,7 @@ CREATE TABLE pointsman_rollout (
     blocked_sha256  text[] NOT NULL DEFAULT '{}',
     shadow_sha256   text CHECK (shadow_sha256 ~ '^[0-9a-f]{64}$'),
     canary_share    double precision NOT NULL DEFAULT 0 CHECK (canary_share >= 0 AND canary_share <= 1),
-    -- The newest pointer that any instance accepted; an older one is a replay.
+    -- The newest pointer that any instance verified; an older one is a replay.
     max_sequence    bigint NOT NULL DEFAULT 0 CHECK (max_sequence >= 0),
     pointer_sha256  text CHECK (pointer_sha256 ~ '^[0-9a-f]{64}$'),
     actor           text NOT NULL DEFAULT '',
