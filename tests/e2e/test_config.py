@@ -96,6 +96,16 @@ def test_a_bad_change_is_told_and_the_good_configuration_stays(gateway: Gateway)
     wait_for(lambda: not gateway.status()["config"].get("last_error"), 15, "the error is over with the good file")
 
 
+@pytest.mark.requirement("P-5")
+def test_a_deployment_that_litellm_refuses_is_told_and_taken_back(gateway: Gateway, upstreams: Upstreams) -> None:
+    before = copy.deepcopy(gateway.config)
+    bad = {"model_name": "hot-bad", "litellm_params": {"model": "nosuchprovider/xyz"}}
+    gateway.write_config({**before, "model_list": [*before["model_list"], entry(upstreams, "hot-good", "hot-a"), bad]})
+    error = wait_for(lambda: gateway.status()["config"].get("last_error"), 20, "the refusal is told")
+    assert "nosuchprovider/xyz" in str(error)
+    wait_for(lambda: everywhere(gateway, set(), "hot-"), 15, "nothing of the file is in service, by all or by none")
+
+
 def test_the_users_file_is_never_written(gateway: Gateway) -> None:
     before = gateway.config_path.read_bytes()
     gateway.admin.post("/config/update", json={"litellm_settings": {"drop_params": True}})
