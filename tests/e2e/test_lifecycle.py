@@ -149,9 +149,9 @@ def drain(instance: Gateway, upstreams: Upstreams) -> None:
     assert fetch(f"{instance.url}/health/liveliness") is None
 
 
-@pytest.mark.requirement("R-3.4")
+@pytest.mark.requirement("R-3.4", "R-2.2", "R-2.3")
 def test_a_fresh_instance_without_s3_serves_and_catches_up(own_gateway: Make, upstreams: Upstreams, s3: S3Server) -> None:
-    publisher = S3Publisher(s3, "late")
+    publisher = S3Publisher(s3)
     published = publisher.publish("1.0.0")
     instance = own_gateway(small_config(upstreams, publisher), workers=1)
     s3.stop()
@@ -161,16 +161,16 @@ def test_a_fresh_instance_without_s3_serves_and_catches_up(own_gateway: Make, up
         said = WAYS["chat"](clients, "auto", HARD)
         assert said.served_by.startswith("auto-")
         assert (said.header("strategy"), said.header("fallback")) == ("litellm", "no_bundle")
-        row = instance.strategy("late")
+        row = instance.strategy(STRATEGY)
         assert row["degraded"] is True
         assert "E4400" in str(row["last_error"])
         assert row["version"] is None
     finally:
         s3.start()
-    wait_for(lambda: instance.strategy("late")["version"] == published.version, 20, "the strategy is there", interval=0.1)
+    wait_for(lambda: instance.strategy(STRATEGY)["version"] == published.version, 20, "the strategy is there", interval=0.1)
     said = wait_for(lambda: said if (said := WAYS["chat"](clients, "auto", HARD)).header("version") else None, 5, "it decides")
     assert said.served_by == "auto-strong"
-    assert instance.strategy("late")["degraded"] is False
+    assert instance.strategy(STRATEGY)["degraded"] is False
     instance.stop()
 
 

@@ -142,7 +142,9 @@ class Publisher:
         elif kind == "stranger":
             pointer = sign(pointer, Ed25519PrivateKey.generate(), self.KEY_ID)
         elif kind == "replayed":
-            pointer = sign(pointer.model_copy(update={"sequence": max(1, self.sequence - 1)}), self.signer, self.KEY_ID)
+            # Below the last good one: the numbers of refused pointers are free to be used again.
+            accepted = self.last.sequence if self.last else 1
+            pointer = sign(pointer.model_copy(update={"sequence": max(1, accepted - 1)}), self.signer, self.KEY_ID)
         return self._put_pointer(pointer, version)
 
     def _put_bundle(self, data: bytes, stored: bytes, *, absent: bool = False) -> str:
@@ -180,8 +182,13 @@ class S3Publisher(Publisher):
         self.bucket = s3.new_bucket()
 
     @property
+    def key(self) -> str:
+        """The pointer's key in the bucket."""
+        return f"{self.strategy}/current.json"
+
+    @property
     def source(self) -> str:
-        return f"s3://{self.bucket}/{self.strategy}/current.json"
+        return f"s3://{self.bucket}/{self.key}"
 
     def put(self, name: str, data: bytes) -> str:
         return str(self.s3.client.put_object(Bucket=self.bucket, Key=f"{self.strategy}/{name}", Body=data)["ETag"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from support.calls import WAYS
-from support.strategy import STRONG, WEAK, Publisher
+from support.strategy import STRONG, WEAK, Publisher, S3Publisher
 from support.upstreams import Upstreams
 
 __all__ = ["FAILOVER", "UPSTREAM_KEY", "deployment", "pair", "routed_config", "shared_config", "single", "small_config"]
@@ -50,7 +50,7 @@ def routed_config(
     """A whole configuration: the models, the strategies, which group uses which; `section` overrides parts of `pointsman:`."""
     return {
         "model_list": models,
-        "litellm_settings": {"budget_exceeded_status_code": 429, "drop_params": False, "request_timeout": 20},
+        "litellm_settings": {"request_timeout": 20},
         "router_settings": {
             "routing_strategy": "simple-shuffle",
             "num_retries": 2,
@@ -76,16 +76,30 @@ def routed_config(
     }
 
 
-def small_config(upstreams: Upstreams, publisher: Publisher, **section: Any) -> dict[str, Any]:
-    """For gateways of a test's own: the routed group `auto`, and `plain`, `other`, `priced`."""
+def small_config(upstreams: Upstreams, publisher: S3Publisher, **section: Any) -> dict[str, Any]:
+    """For gateways of a test's own: the routed group `auto`, and `plain`, `other`, `priced`.
+
+    The strategy is configured as users of LLMRouter gateways write it: by `router_settings.routing_strategy` and its arguments.
+    """
     models = [
         *pair(upstreams, "auto"),
         *(single(upstreams, name, f"openai/{name}-model") for name in ("plain", "other")),
         priced(upstreams),
-        single(upstreams, "priced-in-params", "openai/priced-in-params-model", **PRICES),
     ]
-    strategies = {publisher.strategy: publisher.settings(reload_interval=1.0)}
-    return routed_config(models, strategies, {"auto": publisher.strategy}, **section)
+    config = routed_config(models, {}, {}, **section)
+    settings = publisher.settings()
+    config["router_settings"] |= {
+        "routing_strategy": publisher.strategy,
+        "routing_strategy_args": {
+            "model_s3_bucket": publisher.bucket,
+            "model_s3_key": publisher.key,
+            "hot_reload": True,
+            "reload_interval": 1,
+            "trusted_keys": settings["trusted_keys"],
+            "s3": settings["s3"],
+        },
+    }
+    return config
 
 
 def priced(upstreams: Upstreams) -> dict[str, Any]:
