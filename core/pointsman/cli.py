@@ -54,8 +54,7 @@ def up(config: Path | None, profile: str | None, host: str, port: int, data_dir:
         host=host,
         port=port,
         data_dir=data_dir,
-        env=environment(),
-        working_directory=Path.cwd(),
+        env=environment(dotenv=Path.cwd() / ".env"),
     )
 
 
@@ -218,17 +217,40 @@ def mlops_keygen(out: Path, key_id: str) -> None:
     click.echo(f"{key_id}: {generate(out, key_id)}")
 
 
+@cli.group()
+def strategies() -> None:
+    """Look after strategies' bundles."""
+
+
+@strategies.command("import")
+@click.argument("file", type=PATH)
+@click.option("--out", type=PATH, help="Directory for the bundle.")
+def strategies_import(file: Path, out: Path | None) -> None:
+    """Convert an artifact of LLMRouter into a bundle. Not in this version: train from LLMRouter's data instead.
+
+    LLMRouter's artifacts are pickles, which execute code when they are read; the gateway never does that.
+    """
+    del out  # accepted, so that the command as the messages print it says what is to say
+    raise ConfigError(
+        "this version cannot convert LLMRouter's artifacts yet",
+        code="E4206",
+        where=str(file),
+        mend="train from the routing data that it was made of: `pointsman mlops train --data FILE.jsonl`",
+    )
+
+
 @mlops.command("publish")
 @click.argument("bundle", type=PATH)
 @click.option("--to", "destination", required=True, help="Pointer to write: s3://bucket/key/current.json, or a path.")
 @click.option("--key", type=PATH, help="Private key to sign with.")
+@click.option("--sequence", type=click.IntRange(1), help="Number to publish under.  [default: one above the present one]")
 @click.option("--endpoint-url", help="An S3-compatible store instead of AWS.")
-def mlops_publish(bundle: Path, destination: str, key: Path | None, endpoint_url: str | None) -> None:
+def mlops_publish(bundle: Path, destination: str, key: Path | None, sequence: int | None, endpoint_url: str | None) -> None:
     """Upload a bundle, then point to it."""
     from pointsman.mlops.publish import publish
     from pointsman.settings import S3Settings
 
-    pointer = publish(bundle, destination, key=key, s3=S3Settings(endpoint_url=endpoint_url))
+    pointer = publish(bundle, destination, key=key, sequence=sequence, s3=S3Settings(endpoint_url=endpoint_url))
     click.echo(f"{destination}: sequence {pointer.sequence}, sha256 {pointer.sha256}")
 
 

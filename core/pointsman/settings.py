@@ -220,8 +220,17 @@ class PointsmanSettings(_Section):
         return cls.model_validate(apply_overrides(section or {}, overrides))
 
 
-def environment() -> dict[str, str]:
-    """A copy of the process environment; everything else in the package takes it as an argument."""
+def environment(dotenv: Path | None = None) -> dict[str, str]:
+    """A copy of the process environment; everything else in the package takes it as an argument.
+
+    Args:
+        dotenv: a `.env` file to read into the environment first, where there is one; what is set already wins. Into the
+            environment itself, because libraries (boto3's credentials) look there.
+    """
+    if dotenv is not None and dotenv.is_file():
+        from dotenv import load_dotenv
+
+        load_dotenv(dotenv, override=False)
     return dict(os.environ)
 
 

@@ -29,7 +29,6 @@ def up(
     port: int,
     data_dir: Path | None,
     env: Mapping[str, str],
-    working_directory: Path,
 ) -> None:
     """Run a whole gateway on this machine: its own Postgres, its own keys, one worker.
 
@@ -37,7 +36,6 @@ def up(
         PointsmanError: what failed.
     """
     progress = Progress()
-    env = {**_dotenv(working_directory / ".env"), **env}
     where = (data_dir or default_data_dir(env)).expanduser().absolute()
     progress.say("Pointsman is starting")
     if install.problems():
@@ -104,14 +102,6 @@ def _run(supervisor: Supervisor) -> None:
         logging.getLogger("pointsman").setLevel(logging.INFO)
     asyncio.run(supervisor.run())
     supervisor.progress.say("stopped")
-
-
-def _dotenv(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    from dotenv import dotenv_values
-
-    return {name: value for name, value in dotenv_values(path).items() if value is not None}
 
 
 def _base_url(options: Options) -> str:
