@@ -22,7 +22,7 @@ from typing import Any
 from pointsman import litellm_config
 from pointsman.decisions.store import maintain
 from pointsman.embedded_postgres import EmbeddedPostgres
-from pointsman.errors import ConfigError, DatabaseError, PointsmanError, RequestError
+from pointsman.errors import ConfigError, DatabaseError, PointsmanError, ProcessError, RequestError
 from pointsman.litellm_config import GatewayConfig
 from pointsman.migrations.engine import QueryEngine
 from pointsman.migrations.indexes import build_indexes_task
@@ -175,6 +175,8 @@ class Supervisor:
             run_dir, sock.fileno(), options.workers, environment, self._welcome, self._call, options.output
         )
         cache_dir = options.data_dir / ("bundles" if options.embedded else f"serve-{options.port}/bundles")
+        if config.settings.strategies:
+            _must_be_writable(cache_dir)
         self._strategies = strategies = StrategyService(
             config.settings, cache_dir, url, self._groups, pool.broadcast, lambda: pool.workers
         )
@@ -292,6 +294,21 @@ class Supervisor:
         if method == "rollback":
             return await self._strategies.rollback(params["name"], params["actor"], params["reason"])
         raise RequestError(f"no method {method!r}", code="E4004")
+
+
+def _must_be_writable(directory: Path) -> None:
+    """The verified copies of bundles go there; without them an instance could not start while S3 is away."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return
+    except OSError as error:
+        raise ProcessError(
+            f"cannot write to the data directory: {error.strerror}",
+            code="E4602",
+            where=str(directory),
+            mend="choose a directory of your own with --data-dir",
+        ) from error
 
 
 async def _refuse(sock: socket.socket, after: float) -> None:
