@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from support.gateway import Gateway, free_port, pointsman
-from support.known import DATA_DIRECTORY
 from support.processes import MARK, marked, wait_for
 
 GOOD: dict[str, Any] = {
@@ -151,7 +150,6 @@ def test_a_malformed_database_url(tmp_path: Path) -> None:
     assert "E4504" in refusal.said
 
 
-@DATA_DIRECTORY
 def test_a_data_directory_that_cannot_be_made(own_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
     config = {**GOOD, "pointsman": {"strategies": {"s": {"source": str(tmp_path / "current.json")}}}}
     instance = own_gateway(config, database_url=None, workers=1)

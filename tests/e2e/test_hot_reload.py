@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from support.calls import WAYS, Clients
 from support.gateway import Gateway
-from support.known import ROUTE_REFUSED
 from support.processes import wait_for
 from support.s3 import S3Server
 from support.strategy import EASY, FILE_STRATEGY, HARD, STRATEGY, FilePublisher, Published, Publisher, S3Publisher
@@ -209,14 +208,6 @@ def test_endpoints_are_for_admins_only(gateway: Gateway, key: str, method: str, 
         assert "sha256" not in refused.text
     assert refused.json()["error"]["code"] == "E4103"
     assert gateway.strategy(STRATEGY)["desired_generation"] == before
-
-
-@ROUTE_REFUSED
-@pytest.mark.parametrize(("method", "path"), ADMIN_ONLY)
-def test_a_virtual_key_is_told_that_it_is_no_admin(gateway: Gateway, key: str, method: str, path: str) -> None:
-    refused = gateway.http(key).request(method, path)
-    assert refused.status_code == 403
-    assert refused.json()["error"]["code"] == "E4103"
 
 
 def test_an_unknown_strategy_is_a_404_that_names_the_known(gateway: Gateway) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["COMPLETION_STREAM_FAILOVER", "COMPLETION_STREAM_USAGE", "DATA_DIRECTORY", "ROUTE_REFUSED", "except_for"]
+__all__ = ["COMPLETION_STREAM_FAILOVER", "COMPLETION_STREAM_USAGE", "except_for"]
 
 COMPLETION_STREAM_FAILOVER = pytest.mark.xfail(
     strict=True,
@@ -15,13 +15,6 @@ COMPLETION_STREAM_FAILOVER = pytest.mark.xfail(
 )
 COMPLETION_STREAM_USAGE = pytest.mark.xfail(
     strict=True, reason="LiteLLM asks for no usage in a streamed text completion, and so counts no tokens and no cost"
-)
-
-ROUTE_REFUSED = pytest.mark.xfail(
-    strict=True, reason="LiteLLM refuses a virtual key a route that it does not know with 401, before our own check says 403"
-)
-DATA_DIRECTORY = pytest.mark.xfail(
-    strict=True, reason="`serve` starts with a data directory that it cannot use, and only its strategies' status tells"
 )
 
 
