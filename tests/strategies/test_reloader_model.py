@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from pointsman.errors import BundleError
 from pointsman.settings import StrategySettings
@@ -236,10 +236,14 @@ class Model(RuleBasedStateMachine):
         assert all(snapshot.path for snapshot in self.stand.snapshots)
 
 
-TestModel = pytest.mark.requirement("P-5", "P-22")(Model.TestCase)
-TestModel.settings = settings(
-    max_examples=40,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@pytest.mark.requirement("P-5", "P-22")
+def test_the_reloader_does_as_the_model_says() -> None:
+    run_state_machine_as_test(
+        Model,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        ),
+    )
