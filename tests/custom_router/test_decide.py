@@ -51,6 +51,12 @@ async def test_what_failed_in_this_request_is_not_picked_again() -> None:
     assert [(item.deployment_id, item.reason) for item in decision.dropped] == [("strong", "tried")]
 
 
+async def test_the_only_one_left_is_the_order_and_the_answer_says_why() -> None:
+    asked = request("weak")  # the other one has failed, and LiteLLM lets it rest
+    decision = await decider(Shelf(s=lambda _: {"weak": 0.2, "strong": 0.9})).decide(asked, Ticket(failed={"strong"}))
+    assert (decision.order, decision.model, decision.fallback) == (("weak",), "openai/weak", "only_candidate")
+
+
 async def test_when_all_have_failed_all_are_candidates_again() -> None:
     ticket = Ticket(failed={"strong", "weak"})
     decision = await decider(Shelf(s=lambda _: {"weak": 0.2, "strong": 0.9})).decide(request("weak", "strong"), ticket)

@@ -12,7 +12,6 @@ from psycopg.rows import dict_row
 
 from support.calls import WAYS, Clients, errors
 from support.gateway import Gateway
-from support.known import COMPLETION_STREAM_USAGE, except_for
 from support.processes import wait_for
 from support.strategy import EASY, HARD, STRATEGY
 from support.upstreams import Upstreams
@@ -44,7 +43,7 @@ def rows(database: Database, table: str, decision_id: str | None, count: int = 1
     return wait_for(there, 15, f"{count} row(s) in pointsman_{table} for {decision_id}")
 
 
-@pytest.mark.parametrize("way", except_for("completion_stream", COMPLETION_STREAM_USAGE, WAYS))
+@pytest.mark.parametrize("way", WAYS)
 def test_a_request_leaves_a_decision_an_attempt_and_an_outcome(
     clients: Clients, key: str, database: Database, way: str
 ) -> None:

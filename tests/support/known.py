@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 
-__all__ = ["COMPLETION_STREAM_FAILOVER", "COMPLETION_STREAM_USAGE", "except_for"]
+__all__ = ["COMPLETION_STREAM_FAILOVER", "except_for"]
 
 COMPLETION_STREAM_FAILOVER = pytest.mark.xfail(
     strict=True,
     reason="LiteLLM connects for a streamed text completion when its first event is read, which is past its router's retries",
-)
-COMPLETION_STREAM_USAGE = pytest.mark.xfail(
-    strict=True, reason="LiteLLM asks for no usage in a streamed text completion, and so counts no tokens and no cost"
 )
 
 

@@ -17,7 +17,8 @@ HEADERS: dict[str, str] = {
     "x-pointsman-strategy": "Strategy that decided, or `litellm` when LiteLLM's own choice held.",
     "x-pointsman-version": "Version of the strategy's bundle.",
     "x-pointsman-model": "`litellm_params.model` of the deployment that answers (of the pick, where nobody answered).",
-    "x-pointsman-fallback": "Why a configured strategy did not decide: `no_bundle`, `deadline`, `no_text`, ...",
+    "x-pointsman-fallback": "Why a configured strategy did not decide: `no_bundle`, `no_text`, `no_candidate`, "
+    "`only_candidate`, `deadline`, `error`.",
 }
 LITELLM = "litellm"
 

@@ -8,14 +8,13 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from pointsman.strategies.registry import StrategyRegistry
-
 from pointsman.custom_router.filters import apply_filters
 from pointsman.custom_router.pick import POLICY, match, order
 from pointsman.custom_router.request import RoutingRequest
 from pointsman.decisions import Decision, Dropped, new_decision_id
 from pointsman.decisions.ticket import Ticket
 from pointsman.settings import RoutingSettings
+from pointsman.strategies.registry import StrategyRegistry
 
 __all__ = ["Decider"]
 
@@ -83,7 +82,10 @@ class Decider:
                 else:
                     by_name, fallback = await self._score(bundle.score, request.text, name)
                     scores = {deployment_id: by_name[known] for deployment_id, known in matched.items() if known in by_name}
-        ranked = order(remaining, scores) if scores else ()
+        elif name is not None and ticket.failed:
+            fallback = "only_candidate"  # the others have failed and LiteLLM lets them rest
+        # One left is an order, too; several without scores are LiteLLM's to choose from.
+        ranked = order(remaining, scores) if scores or len(remaining) == 1 else ()
         chosen = next((candidate.model for candidate in remaining if ranked and candidate.deployment_id == ranked[0]), None)
         return Decision(
             decision_id=new_decision_id(),

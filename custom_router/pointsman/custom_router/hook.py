@@ -36,6 +36,10 @@ DECISION_KEY = "pointsman_decision_id"
 """Where the decision's id travels in LiteLLM's request metadata, so that log events (other tasks) find it."""
 
 
+TELLS_USAGE = frozenset({"openai", "text-completion-openai", "hosted_vllm", "azure", "azure_text"})
+"""Providers whose text completions take `stream_options.include_usage`; another one might refuse the parameter."""
+
+
 def _metadata(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     """LiteLLM's metadata of a request: under `litellm_metadata` on some endpoints, under `metadata` on others."""
     for name in ("litellm_metadata", "metadata"):
@@ -149,6 +153,16 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         keep = {ticket.picked} if ticket.picked else {c.deployment_id for c in candidates} - dropped
         chosen = [item for item, candidate in zip(eligible, candidates, strict=True) if candidate.deployment_id in keep]
         return chosen or deployments
+
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
+        """Ask for the usage of a streamed text completion; LiteLLM does so for chats alone, and without it counts no cost.
+
+        Money fails closed (law 3): else a key's budget would not hold on that endpoint.
+        """
+        provider = str(kwargs.get("custom_llm_provider") or str(kwargs.get("model")).partition("/")[0])
+        if getattr(call_type, "value", None) != "atext_completion" or not kwargs.get("stream") or provider not in TELLS_USAGE:
+            return None
+        return {**kwargs, "stream_options": {**(kwargs.get("stream_options") or {}), "include_usage": True}}
 
     def _record(self, record: Decision | Attempt | Outcome) -> None:
         if self._store is not None:
