@@ -259,8 +259,6 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         cli.main(args=arguments, prog_name="pointsman")
     except PointsmanError as error:
-        for problem in getattr(error, "problems", ()):
-            click.echo(str(problem), err=True)
         click.echo(f"pointsman: {error}", err=True)
         sys.exit(1)
 
