@@ -15,6 +15,7 @@ from pointsman.decisions.maintenance import TABLES, erase, maintain
 from pointsman.decisions.store import DecisionStore
 from pointsman.errors import DatabaseError, RequestError
 from pointsman.settings import DecisionSettings
+from support.processes import wait_for
 
 Make = Callable[[], str]
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -106,6 +107,22 @@ async def test_many_instances_while_rows_come_in(database_url: str) -> None:
     for table in TABLES:
         assert rows(database_url, f"SELECT count(*), count(DISTINCT decision_id) FROM {table}") == [(200, 200)]  # noqa: S608
         assert partitions(database_url, table)[0] == "20261120"
+
+
+async def test_a_row_on_its_way_while_its_day_gets_a_partition(database_url: str) -> None:
+    keeper = DecisionStore(database_url, DecisionSettings(flush_interval=0.01))
+    await keeper.start()
+    with psycopg.connect(database_url) as keeping:
+        keeping.execute("LOCK TABLE pointsman_decisions_default IN ACCESS EXCLUSIVE MODE")
+        keeper.put(three(NOON)[0])
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'pointsman_decisions_default'::regclass"
+        await asyncio.to_thread(wait_for, lambda: rows(database_url, waiting) != [(0,)], 20, "the writer waits for the lock")
+        keeping.execute("CREATE TABLE made (LIKE pointsman_decisions INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+        day = "FROM ('2026-11-20T00:00Z') TO ('2026-11-21T00:00Z')"
+        keeping.execute(f"ALTER TABLE pointsman_decisions ATTACH PARTITION made FOR VALUES {day}".encode())
+    await keeper.close(20)
+    assert (keeper.written, keeper.dropped) == (1, 0)
+    assert rows(database_url, "SELECT count(*) FROM made") == [(1,)]
 
 
 async def test_busy_tables_are_left_for_next_time(database_url: str, caplog: pytest.LogCaptureFixture) -> None:

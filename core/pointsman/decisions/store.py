@@ -28,6 +28,8 @@ __all__ = ["DecisionStore", "erase", "maintain"]
 _log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 10
 _WRITE_SECONDS = 15.0
+# Times that a batch is tried again because the partitions changed under it: its tables have one change a day each.
+_MOVES = 5
 _BACKOFF = (0.1, 10.0)
 # With `privacy.capture_prompts`: prompt characters that may wait, so that the bound on records is a bound on memory too.
 _PROMPT_CHARACTERS = 64 * 2**20
@@ -183,7 +185,7 @@ class DecisionStore:
                 await connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", (schema,))
         return self._connection
 
-    async def _write(self, connection: psycopg.AsyncConnection[Any], batch: list[Record]) -> int:
+    async def _write(self, connection: psycopg.AsyncConnection[Any], batch: list[Record], moves: int = _MOVES) -> int:
         """Write a batch in one transaction; when the database refuses its content, the halves, so that one bad record is alone.
 
         Returns:
@@ -196,6 +198,9 @@ class DecisionStore:
                     if records:
                         await connection.execute(statement, (encode(records),))
         except (psycopg.DataError, psycopg.IntegrityError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, psycopg.errors.CheckViolation) and moves:
+                # A row was on its way to the default partition when its day got a partition of its own; it finds that now.
+                return await self._write(connection, batch, moves - 1)
             if len(batch) == 1:
                 _log.error("decision store dropped a record that cannot be stored: %s: %s", type(error).__name__, error)
                 return 0
