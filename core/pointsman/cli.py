@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from pointsman.commands.database import db
 from pointsman.errors import ConfigError, PointsmanError
 from pointsman.settings import environment
 
@@ -130,37 +131,7 @@ def doctor(data_dir: Path | None) -> None:
         sys.exit(1)
 
 
-@cli.group()
-def db() -> None:
-    """Look after the database's schema (DATABASE_URL)."""
-
-
-def _database_url() -> str:
-    url = environment().get("DATABASE_URL")
-    if not url:
-        raise ConfigError(
-            "DATABASE_URL is not set", code="E4204", mend="export DATABASE_URL=postgresql://user:password@host/db"
-        )
-    return url
-
-
-@db.command("migrate")
-def db_migrate() -> None:
-    """Apply LiteLLM's migrations and ours. Safe to run from many instances at once."""
-    from pointsman.migrations.runner import migrate
-
-    click.echo(str(migrate(_database_url(), lambda line: click.echo(line, err=True))))
-
-
-@db.command("status")
-def db_status() -> None:
-    """Show what is applied and what is pending; exit status 1 when something is."""
-    from pointsman.migrations.runner import status
-
-    result = status(_database_url())
-    click.echo(str(result))
-    if result.pending:
-        sys.exit(1)
+cli.add_command(db)
 
 
 @cli.group()
