@@ -6,13 +6,16 @@ libpq's: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMK
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from pointsman.errors import DatabaseError
 
-__all__ = ["address", "check", "libpq_url", "redact", "schema_of", "unreachable"]
+__all__ = ["address", "check", "libpq_url", "migration_url", "own_schema", "redact", "schema_of", "unreachable"]
 
 DEFAULT_PORT = 5432
+_NAME_BYTES = 63
 _SCHEMES = ("postgresql", "postgres")
 # What both understand alike, or libpq alone. Prisma-only and dropped: schema, connection_limit, pool_timeout, socket_timeout,
 # pgbouncer, statement_cache_size, sslidentity, sslaccept, and what LiteLLM adds.
@@ -78,6 +81,41 @@ def check(url: str) -> None:
 def schema_of(url: str) -> str:
     """The schema that Prisma works in: the parameter `schema`, by default `public`."""
     return dict(parse_qsl(urlsplit(url).query)).get("schema") or "public"
+
+
+def own_schema(url: str) -> str:
+    """The schema of our tables, beside LiteLLM's: there, LiteLLM's own repair of a schema would drop what it does not know.
+
+    Not `pointsman`: Postgres looks first in a schema that is named as the role is (`"$user"` in the search path), for LiteLLM's
+    tables too.
+    """
+    theirs = schema_of(url)
+    name = f"{theirs}_pointsman"
+    if len(name.encode()) > _NAME_BYTES:  # Postgres would cut it, perhaps down to LiteLLM's own
+        digest = hashlib.sha256(theirs.encode()).hexdigest()[:8]
+        name = f"{theirs.encode()[:40].decode(errors='ignore')}_{digest}_pointsman"
+    return name
+
+
+def migration_url(env: Mapping[str, str], url: str | None = None) -> str | None:
+    """Where the schema is changed: `DIRECT_URL` (LiteLLM's and Prisma's name), which goes past a connection pooler.
+
+    Args:
+        env: the environment.
+        url: the gateway's own database URL; `DATABASE_URL` of `env` by default, and the answer where there is no `DIRECT_URL`.
+
+    Returns:
+        None when there is neither. A `schema` that only the gateway's URL names holds for both: it is the same database.
+    """
+    url = url or env.get("DATABASE_URL") or None
+    direct = env.get("DIRECT_URL") or None
+    if direct is None or url is None:
+        return direct or url
+    parts = urlsplit(direct)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    if schema_of(url) == "public" or "schema" in dict(query):
+        return direct
+    return urlunsplit(parts._replace(query=urlencode([*query, ("schema", schema_of(url))], quote_via=quote)))
 
 
 def libpq_url(url: str) -> str:

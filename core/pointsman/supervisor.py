@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pointsman import litellm_config
+from pointsman.database_url import migration_url
 from pointsman.decisions.store import maintain
 from pointsman.embedded_postgres import EmbeddedPostgres
 from pointsman.errors import ConfigError, DatabaseError, PointsmanError, ProcessError, RequestError
@@ -159,6 +160,7 @@ class Supervisor:
         run_dir = Path(tempfile.mkdtemp(prefix="pointsman-"))
         stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
         self._database_url = url = await self._database(stack)
+        direct = migration_url(self._env, url) if url is not None and not options.embedded else url
 
         engine = QueryEngine(pooled_url(url, config.effective, options.workers), run_dir) if url is not None else None
         if engine is not None:
@@ -188,22 +190,22 @@ class Supervisor:
         await pool.start()  # imports LiteLLM in the background, the longest step; the rest happens meanwhile
         if self._postgres is not None:
             self._spawn(self._postgres.run())
-        if url is not None and engine is not None:
+        if direct is not None and engine is not None:
             with progress.step("database schema"):
-                await self._migrate(url)
+                await self._migrate(direct)
             with progress.step("query engine"):
                 await engine.start()
             self._spawn(engine.run())
             if config.settings.decisions.enabled:
-                self._spawn(self._maintain(url))
+                self._spawn(self._maintain(direct))
         if config.settings.strategies:
             with progress.step("strategies"):
                 await strategies.start()
         with progress.step(f"LiteLLM, {options.workers} worker(s)"):
             pool.release()
             await pool.wait_until(lambda: all(worker.ready for worker in pool.workers))
-        if url is not None:
-            self._spawn(build_indexes_task(url))
+        if direct is not None:
+            self._spawn(build_indexes_task(direct))
         self._spawn(self._config_sync.run())
         return pool
 
