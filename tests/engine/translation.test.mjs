@@ -89,6 +89,24 @@ test('Json follows the schema through nested writes', () => {
   });
 });
 
+test('text for a Json column must be JSON that the engine can read: it panics on any other', () => {
+  const key = (text) => args(`mutation { result: createOneKey(data: {meta: ${JSON.stringify(text)}}) { token } }`).data.meta;
+  const nested = (depth) => '['.repeat(depth) + ']'.repeat(depth);
+  for (const text of ['NaN', '{"a": Infinity}', 'x', '', '{', '1e999', '"\\ud800"', '{"\\udfff": 1}', nested(128)]) {
+    assert.throws(() => key(text), MalformedQuery, text);
+  }
+  for (const text of [nested(127), '"\\ud83d\\ude00"', '-0.0', 'null', '{"__proto__": [1e308]}']) assert.deepEqual(key(text), json(text));
+  const filter = 'query { result: findManyKey(where: {meta: {array_contains: "NaN"}}) { token } }';
+  assert.throws(() => translator.translate(filter), MalformedQuery);
+});
+
+test('integers that fit nowhere are left to the engine to refuse', () => {
+  const size = (text) => args(`mutation { result: createOneTeam(data: {size: ${text}}) { id } }`).data.size;
+  assert.deepEqual(size('-9223372036854775808'), { $type: 'BigInt', value: '-9223372036854775808' });
+  assert.equal(size('9223372036854775808'), 2 ** 63);
+  assert.equal(size('9007199254740991'), Number.MAX_SAFE_INTEGER);
+});
+
 test('`update` of a single relation, whose model has a column `data`', () => {
   const direct = args('mutation { result: updateOneKey(data: {team: {update: {data: "{}"}}}) { token } }');
   assert.deepEqual(direct.data.team.update, { data: json('{}') });

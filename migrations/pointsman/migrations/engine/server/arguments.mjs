@@ -17,6 +17,11 @@ const JSON_TEXT_KEYS = new Set([
   'equals', 'not', 'array_contains', 'array_starts_with', 'array_ends_with', 'lt', 'lte', 'gt', 'gte', 'set',
 ]);
 
+const JSON_DEPTH = 127; // the engine's own limit (serde_json)
+
+/** A request that is no query of ours; its message goes back to the caller. */
+export class MalformedQuery extends Error {}
+
 /** Encodes GraphQL values for one schema. */
 export class ArgumentEncoder {
   constructor(models) {
@@ -94,7 +99,7 @@ function isOperation(value, field, known) {
 function json(value) {
   switch (value.kind) {
     case 'StringValue':
-      return { $type: 'Json', value: value.value };
+      return jsonText(value.value);
     case 'ListValue':
       return value.values.map(json);
     case 'ObjectValue':
@@ -106,7 +111,39 @@ function json(value) {
     case 'NullValue':
       return null;
     default: // a bare number or boolean is its own JSON text
-      return { $type: 'Json', value: String(value.value) };
+      return jsonText(String(value.value));
+  }
+}
+
+// The engine panics on text that it cannot read as JSON, and takes every worker's queries down with it. Python writes NaN and
+// Infinity, and escapes lone surrogates; the native engine refuses them too, as an invalid argument.
+function jsonText(text) {
+  let parsed;
+  try {
+    parsed = JSON.parse(text);
+  } catch (error) {
+    throw new MalformedQuery(`Invalid argument value: not JSON: ${error.message}`);
+  }
+  checkJson(parsed, 0);
+  return { $type: 'Json', value: text };
+}
+
+function checkJson(value, depth) {
+  if (typeof value === 'number' && !Number.isFinite(value)) {
+    throw new MalformedQuery('Invalid argument value: a number in JSON is too large');
+  }
+  if (typeof value === 'string' && !value.isWellFormed()) {
+    throw new MalformedQuery('Invalid argument value: text in JSON has half of a surrogate pair');
+  }
+  if (typeof value !== 'object' || value === null) return;
+  if (depth >= JSON_DEPTH) throw new MalformedQuery(`Invalid argument value: JSON is nested deeper than ${JSON_DEPTH} levels`);
+  if (Array.isArray(value)) {
+    for (const item of value) checkJson(item, depth + 1);
+    return;
+  }
+  for (const key in value) {
+    checkJson(key, depth);
+    checkJson(value[key], depth + 1);
   }
 }
 
@@ -130,5 +167,7 @@ function plain(value, type) {
 
 function integer(text, type) {
   const number = Number(text);
-  return type === 'BigInt' && !Number.isSafeInteger(number) ? { $type: 'BigInt', value: text } : number;
+  if (type !== 'BigInt' || Number.isSafeInteger(number)) return number;
+  // What fits nowhere goes on as a number, which the engine refuses in its own words.
+  return BigInt.asIntN(64, BigInt(text)) === BigInt(text) ? { $type: 'BigInt', value: text } : number;
 }

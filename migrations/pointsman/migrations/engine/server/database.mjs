@@ -130,7 +130,7 @@ async function run(client, query) {
     // `extended`, as the native engine does it: exactly one statement, also where there are no values.
     return ok(await client.query({ text: query.sql, values, rowMode: 'array', types: typeParsers, queryMode: 'extended' }));
   } catch (error) {
-    if (typeof error.code === 'string' && typeof error.severity === 'string' && !isGone(error.code)) {
+    if (typeof error.code === 'string' && typeof error.severity === 'string' && (!isGone(error.code) || isMiscount(error))) {
       const { code, severity, message, detail, column, hint } = error;
       return err({ kind: 'Postgres', code, severity, message, detail, column, hint });
     }
@@ -140,6 +140,9 @@ async function run(client, query) {
 
 /** SQLSTATEs that mean: this connection is over (class 08, and the shutdown codes of class 57). */
 export const isGone = (code) => code.startsWith('08') || ['57P01', '57P02', '57P03', '57P05'].includes(code);
+
+// Class 08 all the same: a statement with more or fewer values than it has parameters. (A pooler's 08P01 is FATAL.)
+const isMiscount = (error) => error.code === '08P01' && error.severity === 'ERROR';
 
 function argument(value) {
   if (ArrayBuffer.isView(value)) return Buffer.from(value.buffer, value.byteOffset, value.byteLength);

@@ -1,15 +1,14 @@
 // prisma-client-py's GraphQL -> Prisma's JSON protocol, the only one that the WASM engine takes.
 import { parse } from './deps.mjs';
-import { ArgumentEncoder } from './arguments.mjs';
+import { ArgumentEncoder, MalformedQuery } from './arguments.mjs';
+
+export { MalformedQuery };
 
 const ACTIONS = [
   'findUnique', 'findFirst', 'findMany', 'createOne', 'createMany', 'updateOne', 'updateMany', 'upsertOne', 'deleteOne',
   'deleteMany', 'aggregate', 'groupBy',
 ];
 const THROWING = ['findUnique', 'findFirst'];
-
-/** A request that is no query of ours; its message goes back to the caller. */
-export class MalformedQuery extends Error {}
 
 /** Translates the operations of one schema. */
 export class Translator {
