@@ -15,6 +15,7 @@ from pointsman.decisions.maintenance import TABLES, erase, maintain
 from pointsman.decisions.store import DecisionStore
 from pointsman.errors import DatabaseError, RequestError
 from pointsman.settings import DecisionSettings
+from support.postgres import OWN_FIRST
 from support.processes import wait_for
 
 Make = Callable[[], str]
@@ -22,7 +23,7 @@ NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 def rows(url: str, query: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(url) as connection:
+    with psycopg.connect(url, options=OWN_FIRST) as connection:
         return connection.execute(query.encode()).fetchall()
 
 
@@ -112,7 +113,7 @@ async def test_many_instances_while_rows_come_in(database_url: str) -> None:
 async def test_a_row_on_its_way_while_its_day_gets_a_partition(database_url: str) -> None:
     keeper = DecisionStore(database_url, DecisionSettings(flush_interval=0.01))
     await keeper.start()
-    with psycopg.connect(database_url) as keeping:
+    with psycopg.connect(database_url, options=OWN_FIRST) as keeping:
         keeping.execute("LOCK TABLE pointsman_decisions_default IN ACCESS EXCLUSIVE MODE")
         keeper.put(three(NOON)[0])
         waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'pointsman_decisions_default'::regclass"
@@ -126,7 +127,7 @@ async def test_a_row_on_its_way_while_its_day_gets_a_partition(database_url: str
 
 
 async def test_busy_tables_are_left_for_next_time(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    with psycopg.connect(database_url) as blocker:
+    with psycopg.connect(database_url, options=OWN_FIRST) as blocker:
         blocker.execute("LOCK TABLE pointsman_decisions")
         await maintain(database_url, 30, now=NOON)
     assert "busy" in caplog.text

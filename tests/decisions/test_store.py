@@ -262,7 +262,7 @@ async def test_prisma_schema_parameter(fresh_database: Make) -> None:
     store.put(decision())
     await store.close(10)
     assert store.written == 1
-    assert rows(url.partition("?")[0], 'SELECT count(*) FROM "Side".pointsman_decisions') == [(1,)]
+    assert rows(url.partition("?")[0], 'SELECT count(*) FROM "Side_pointsman".pointsman_decisions') == [(1,)]
 
 
 @pytest.fixture

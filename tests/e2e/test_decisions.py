@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 
 from support.calls import WAYS, Clients, errors
 from support.gateway import Gateway
+from support.postgres import OWN_FIRST
 from support.processes import wait_for
 from support.strategy import EASY, HARD, STRATEGY
 from support.upstreams import Upstreams
@@ -28,7 +29,7 @@ def clients(gateway: Gateway, key: str) -> Clients:
 @pytest.fixture(scope="module")
 def database(gateway: Gateway) -> Iterator[Database]:
     assert gateway.database_url is not None
-    with psycopg.connect(gateway.database_url, autocommit=True, row_factory=dict_row) as connection:
+    with psycopg.connect(gateway.database_url, autocommit=True, row_factory=dict_row, options=OWN_FIRST) as connection:
         yield connection
 
 

@@ -24,6 +24,7 @@ from pointsman.migrations.indexes import build_indexes, ledger_name
 from pointsman.migrations.lock import KEYS
 from pointsman.migrations.runner import MigrationReport, migrate, status
 from pointsman.migrations.sources import litellm_migrations, our_migrations
+from support.postgres import OWN_FIRST
 
 Make = Callable[[], str]
 
@@ -33,12 +34,12 @@ def silent(_: str) -> None:
 
 
 def rows(url: str, query: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(libpq_url(url)) as connection:
+    with psycopg.connect(libpq_url(url), options=OWN_FIRST) as connection:
         return connection.execute(query.encode()).fetchall()
 
 
 def run(url: str, *statements: str) -> None:
-    with psycopg.connect(libpq_url(url), autocommit=True) as connection:
+    with psycopg.connect(libpq_url(url), autocommit=True, options=OWN_FIRST) as connection:
         for statement in statements:
             connection.execute(statement.encode())
 
@@ -47,11 +48,12 @@ def schema(url: str) -> list[tuple[Any, ...]]:
     """Everything a migration could change, as rows."""
     return rows(
         url,
-        "SELECT 'column', c.relname, a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a JOIN pg_class c "
-        "ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND a.attnum > 0 "
-        "AND NOT a.attisdropped UNION ALL SELECT 'constraint', conname, pg_get_constraintdef(oid), '' FROM pg_constraint "
+        "SELECT 'column', c.relname, a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a "
+        "JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname IN ('public', 'public_pointsman') AND a.attnum > 0 AND NOT a.attisdropped "
+        "UNION ALL SELECT 'constraint', conname, pg_get_constraintdef(oid), '' FROM pg_constraint "
         "UNION ALL SELECT 'type', typname, '', '' FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace "
-        "WHERE n.nspname = 'public' ORDER BY 1, 2, 3, 4",
+        "WHERE n.nspname IN ('public', 'public_pointsman') ORDER BY 1, 2, 3, 4",
     )
 
 
@@ -95,8 +97,9 @@ def test_everything_is_applied_and_noted_as_prisma_does(fresh_database: Make) ->
     assert rows(url, "SELECT name, sha256 FROM pointsman_migrations ORDER BY name") == [
         (one.name, one.sha256) for one in our_migrations()
     ]
-    tables = {name for (name,) in rows(url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
-    assert {"LiteLLM_VerificationToken", "LiteLLM_SpendLogs", "pointsman_decisions"} <= tables
+    tables = set(rows(url, "SELECT schemaname, tablename FROM pg_tables WHERE schemaname LIKE 'public%'"))
+    assert {("public", "LiteLLM_VerificationToken"), ("public_pointsman", "pointsman_decisions")} <= tables
+    assert not {table for place, table in tables if place == "public" and table.startswith("pointsman")}
     assert rows(url, "SELECT 1 FROM pg_index WHERE NOT indisvalid") == []
     assert lines
     found = status(url)
@@ -280,7 +283,7 @@ class TestLedgerOfOthers:
     )
     def test_other_schema_without_ledger_is_refused(self, new_database: Make, change: str, says: str) -> None:
         url = new_database()
-        run(url, "DROP TABLE _prisma_migrations, pointsman_migrations", change)
+        run(url, "DROP TABLE _prisma_migrations", change)
         before = schema(url)
         with pytest.raises(DatabaseError) as caught:
             migrate(url, silent)
@@ -336,7 +339,7 @@ class TestUrl:
         where = rows(
             url, "SELECT DISTINCT schemaname FROM pg_tables WHERE tablename LIKE 'LiteLLM%' OR tablename LIKE '%migrations'"
         )
-        assert where == [("Side Room",)]
+        assert sorted(where) == [("Side Room",), ("Side Room_pointsman",)]
         assert status(url).current
         assert migrate(url, silent).applied == ()
 

@@ -4,6 +4,8 @@
 - `new_database`: factory of fresh, migrated databases (cloned from a template, some 50 ms each).
 - `database_url`: one of them.
 - `fresh_database`: factory of empty databases.
+
+`pytest --postgres BINDIR` makes every such server of other binaries, another version for instance.
 """
 
 from __future__ import annotations
@@ -13,15 +15,18 @@ import itertools
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from pointsman.embedded_postgres import EmbeddedPostgres
+from support.pg_versions import ForeignPostgres
 
 T = TypeVar("T")
+OWN_FIRST = "-c search_path=public_pointsman,public"
+"""`psycopg.connect(url, options=OWN_FIRST)`: by their plain names our tables, not the views in LiteLLM's schema."""
 TEMPLATE = "template_migrated"
 # Nothing here must survive a power cut. (What is committed survives kill -9 all the same: the kernel has it.)
 UNSAFE_AND_FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "300"}
@@ -30,8 +35,16 @@ UNSAFE_AND_FAST = {"fsync": "off", "full_page_writes": "off", "max_connections":
 class PostgresServer:
     """`EmbeddedPostgres` for sync callers: its event loop lives in a thread of its own, for as long as the server."""
 
-    def __init__(self, data_dir: Path, options: dict[str, str] | None = None) -> None:
-        self.embedded = EmbeddedPostgres(data_dir, options=options)
+    default_binaries: ClassVar[Path | None] = None
+    """Those of `--postgres`; None: the embedded ones."""
+
+    def __init__(self, data_dir: Path, options: dict[str, str] | None = None, binaries: Path | None = None) -> None:
+        binaries = binaries or self.default_binaries
+        self.embedded: EmbeddedPostgres | ForeignPostgres
+        if binaries is None:
+            self.embedded = EmbeddedPostgres(data_dir, options=options)
+        else:
+            self.embedded = ForeignPostgres(binaries, data_dir, options)
         self.data_dir = data_dir
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="postgres-server", daemon=True)
@@ -80,11 +93,10 @@ class PostgresServer:
         """Make a database; returns its URL."""
         name = name or f"test_{next(self._numbers)}"
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            # FILE_COPY copies files; the default writes each page through the log.
+            # FILE_COPY copies files, which is all that versions before 15 can; the default writes each page through the log.
+            strategy = sql.SQL("STRATEGY FILE_COPY" if connection.info.server_version >= 150_000 else "")
             connection.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(
-                    sql.Identifier(name), sql.Identifier(template)
-                )
+                sql.SQL("CREATE DATABASE {} TEMPLATE {} {}").format(sql.Identifier(name), sql.Identifier(template), strategy)
             )
         return self.url(name)
 
@@ -103,6 +115,14 @@ class PostgresServer:
         name = url.rpartition("/")[2].partition("?")[0]
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgres", type=Path, default=None, help="directory of the PostgreSQL binaries to test with")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    PostgresServer.default_binaries = config.getoption("--postgres")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pointsman.database_url import libpq_url, redact, schema_of, unreachable
+from pointsman.database_url import libpq_url, own_schema, redact, unreachable
 from pointsman.errors import DatabaseError, RequestError
 
 __all__ = ["TABLES", "erase", "maintain"]
@@ -32,9 +32,6 @@ async def _connect(database_url: str) -> AsyncIterator[psycopg.AsyncConnection[A
     except psycopg.OperationalError as error:
         raise unreachable(database_url, error) from None
     async with connection:
-        schema = schema_of(database_url)
-        if schema != "public":
-            await connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", (schema,))
         try:
             yield connection
         except psycopg.errors.UndefinedTable as error:
@@ -85,49 +82,53 @@ async def maintain(database_url: str, retention_days: int, *, now: datetime | No
         if row is None or not row[0]:
             return
         try:
-            await _maintain(connection, today, retention_days)
+            await _maintain(connection, own_schema(database_url), today, retention_days)
         except psycopg.errors.LockNotAvailable as error:
             # No harm: rows without a partition are in the default one, and the next call moves them.
             _log.warning("decision tables are busy, their partitions are left for the next time: %s", error)
 
 
-async def _maintain(connection: psycopg.AsyncConnection[Any], today: date, retention_days: int) -> None:
+async def _maintain(connection: psycopg.AsyncConnection[Any], schema: str, today: date, retention_days: int) -> None:
     oldest = today - timedelta(days=retention_days)
     for table in TABLES:
-        present = await _partitions(connection, table)
+        present = await _partitions(connection, schema, table)
         for offset in range(_AHEAD):
             day = today + timedelta(days=offset)
             if _partition(table, day) not in present:
-                await _make(connection, table, day)
+                await _make(connection, schema, table, day)
         # The suffix is fixed-width digits, so names compare as dates do.
         for name in sorted(present):
             if name.removeprefix(f"{table}_").isdigit() and name < _partition(table, oldest):
-                await connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(name)))
+                await connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(schema, name)))
         await connection.execute(
-            sql.SQL("DELETE FROM {} WHERE created_at < %s").format(sql.Identifier(f"{table}_default")), (_bounds(oldest)[0],)
+            sql.SQL("DELETE FROM {} WHERE created_at < %s").format(sql.Identifier(schema, f"{table}_default")),
+            (_bounds(oldest)[0],),
         )
 
 
-async def _partitions(connection: psycopg.AsyncConnection[Any], table: str) -> set[str]:
+async def _partitions(connection: psycopg.AsyncConnection[Any], schema: str, table: str) -> set[str]:
     cursor = await connection.execute(
-        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = %s::regclass", (table,)
+        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = "
+        "format('%%I.%%I', %s::text, %s::text)::regclass",
+        (schema, table),
     )
     return {name for (name,) in await cursor.fetchall()}
 
 
-async def _make(connection: psycopg.AsyncConnection[Any], table: str, day: date) -> None:
+async def _make(connection: psycopg.AsyncConnection[Any], schema: str, table: str, day: date) -> None:
     """Make a day's partition beside the table, move its rows there from the default partition, attach it: one transaction.
 
     ATTACH, not CREATE ... PARTITION OF: the latter locks out the writers of the whole table.
     """
     start, end = _bounds(day)
-    name, default = sql.Identifier(_partition(table, day)), sql.Identifier(f"{table}_default")
+    whole, default = sql.Identifier(schema, table), sql.Identifier(schema, f"{table}_default")
+    name = sql.Identifier(schema, _partition(table, day))
     async with connection.transaction():
         # First, in this order: a writer of the default partition between the move and the attachment would make it fail.
-        await connection.execute(sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(sql.Identifier(table)))
+        await connection.execute(sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(whole))
         await connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(default))
         await connection.execute(
-            sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)").format(name, sql.Identifier(table))
+            sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)").format(name, whole)
         )
         await connection.execute(
             sql.SQL(
@@ -137,7 +138,7 @@ async def _make(connection: psycopg.AsyncConnection[Any], table: str, day: date)
         )
         await connection.execute(
             sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
-                sql.Identifier(table), name, sql.Literal(start), sql.Literal(end)
+                whole, name, sql.Literal(start), sql.Literal(end)
             )
         )
 
@@ -162,12 +163,13 @@ async def erase(database_url: str, *, key_hash: str | None = None, user_id: str 
     if key_hash is None and user_id is None:
         raise RequestError("nothing to erase: neither a key nor a user was named", mend="give key_hash or user_id")
     # One statement, one snapshot: no attempt survives its decision.
-    statement = (
-        "WITH gone AS (DELETE FROM pointsman_decisions WHERE key_hash = %(key)s OR user_id = %(user)s RETURNING decision_id), "
-        "a AS (DELETE FROM pointsman_attempts WHERE decision_id IN (SELECT decision_id FROM gone) RETURNING 1), "
-        "o AS (DELETE FROM pointsman_outcomes WHERE decision_id IN (SELECT decision_id FROM gone) RETURNING 1) "
+    decisions, attempts, outcomes = (sql.Identifier(own_schema(database_url), table) for table in TABLES)
+    statement = sql.SQL(
+        "WITH gone AS (DELETE FROM {} WHERE key_hash = %(key)s OR user_id = %(user)s RETURNING decision_id), "
+        "a AS (DELETE FROM {} WHERE decision_id IN (SELECT decision_id FROM gone) RETURNING 1), "
+        "o AS (DELETE FROM {} WHERE decision_id IN (SELECT decision_id FROM gone) RETURNING 1) "
         "SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM a) + (SELECT count(*) FROM o)"
-    )
+    ).format(decisions, attempts, outcomes)
     async with _connect(database_url) as connection:
         cursor = await connection.execute(statement, {"key": key_hash, "user": user_id})
         row = await cursor.fetchone()

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, LiteralString, TypeAlias
 
 import orjson
+from psycopg import sql
 
 from pointsman.decisions.types import Attempt, Decision, Outcome
 
-__all__ = ["INSERT", "Record", "encode", "row"]
+__all__ = ["Record", "encode", "inserts", "row"]
 
 Record: TypeAlias = Decision | Attempt | Outcome
 _INTEGER = 2**31 - 1
 _BIGINT = 2**63 - 1
 
-_COLUMNS: dict[type[Record], tuple[str, tuple[tuple[str, str], ...]]] = {
+_COLUMNS: dict[type[Record], tuple[str, tuple[tuple[str, LiteralString], ...]]] = {
     Decision: (
         "pointsman_decisions",
         (
@@ -72,17 +73,24 @@ _COLUMNS: dict[type[Record], tuple[str, tuple[tuple[str, str], ...]]] = {
 }
 
 
-def _insert(table: str, columns: tuple[tuple[str, str], ...]) -> str:
-    names = ", ".join(name for name, _ in columns)
-    typed = ", ".join(f"{name} {kind}" for name, kind in columns)
+def _insert(schema: str, table: str, columns: tuple[tuple[str, LiteralString], ...]) -> sql.Composed:
+    names = sql.SQL(", ").join(sql.Identifier(name) for name, _ in columns)
+    typed = sql.SQL(", ").join(sql.SQL("{} " + kind).format(sql.Identifier(name)) for name, kind in columns)
     # One parameter a batch, whatever its size; one round trip, one plan.
-    return (
-        f"INSERT INTO {table} ({names}) SELECT {names} FROM jsonb_to_recordset(%s::jsonb) AS r({typed}) "  # noqa: S608 - constants
-        "ON CONFLICT DO NOTHING"
+    return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM jsonb_to_recordset(%s::jsonb) AS r({}) ON CONFLICT DO NOTHING").format(
+        sql.Identifier(schema, table),
+        names,
+        names,
+        typed,
     )
 
 
-INSERT: dict[type[Record], str] = {kind: _insert(*table) for kind, table in _COLUMNS.items()}
+def inserts(schema: str) -> dict[type[Record], sql.Composed]:
+    """For each kind of record, the statement that writes a batch (one parameter, see `encode`) into our tables in `schema`.
+
+    The name is in the statement: behind a pooler in transaction mode no search path lasts.
+    """
+    return {kind: _insert(schema, *table) for kind, table in _COLUMNS.items()}
 
 
 def _time(seconds: float) -> str:
@@ -162,7 +170,7 @@ def _clean(value: Any) -> Any:
 
 
 def encode(records: list[Record]) -> str:
-    """Records of one kind as the JSON array that `INSERT` takes.
+    """Records of one kind as the JSON array that the statements of `inserts` take.
 
     Raises:
         Exception: whatever a record with fields of wrong types provokes.

@@ -16,10 +16,11 @@ from collections import deque
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
-from pointsman.database_url import libpq_url, redact, schema_of
+from pointsman.database_url import libpq_url, own_schema, redact
 from pointsman.decisions.maintenance import erase, maintain
-from pointsman.decisions.rows import INSERT, Record, encode
+from pointsman.decisions.rows import Record, encode, inserts
 from pointsman.decisions.types import Decision
 from pointsman.settings import DecisionSettings
 
@@ -46,6 +47,7 @@ class DecisionStore:
     def __init__(self, database_url: str | None, settings: DecisionSettings) -> None:
         self._url = database_url if settings.enabled else None
         self._settings = settings
+        self._inserts: dict[type[Record], sql.Composed] = {}
         self._queue: deque[Record] = deque()
         self._prompt_characters = 0
         self._dropped = 0
@@ -180,9 +182,7 @@ class DecisionStore:
                 prepare_threshold=None,  # poolers in transaction mode
             )
             self._connection = connection
-            schema = schema_of(url)
-            if schema != "public":
-                await connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", (schema,))
+            self._inserts = inserts(own_schema(url))
         return self._connection
 
     async def _write(self, connection: psycopg.AsyncConnection[Any], batch: list[Record], moves: int = _MOVES) -> int:
@@ -193,7 +193,7 @@ class DecisionStore:
         """
         try:
             async with connection.transaction():
-                for kind, statement in INSERT.items():
+                for kind, statement in self._inserts.items():
                     records = [record for record in batch if isinstance(record, kind)]
                     if records:
                         await connection.execute(statement, (encode(records),))

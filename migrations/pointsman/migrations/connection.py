@@ -52,8 +52,8 @@ def connect(database_url: str) -> Iterator[psycopg.Connection[Any]]:
             # A migrator whose machine vanishes must not hold the lock for two hours.
             connection.execute("SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3")
             connection.execute("SET client_min_messages = warning")
-            if schema != "public":
-                connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
+            # Always, as Prisma does: a role's own default may look elsewhere first.
+            connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
             yield connection
         except psycopg.OperationalError as error:
             if connection.closed or connection.broken:

@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable
 
-from pointsman.database_url import libpq_url, redact, schema_of
+from pointsman.database_url import libpq_url, own_schema, redact, schema_of
 from pointsman.migrations.connection import connect
 from pointsman.migrations.ledger import OurLedger
 from pointsman.migrations.sources import litellm_version
@@ -41,13 +41,14 @@ def _silent(_: str) -> None:
 
 def _known(database_url: str) -> bool:
     with connect(database_url) as connection:
-        return ledger_name() in OurLedger.read(connection).applied
+        return ledger_name() in OurLedger(connection, own_schema(database_url)).read().applied
 
 
 def _note(database_url: str) -> None:
     with connect(database_url) as connection:
-        OurLedger.create(connection)
-        OurLedger.record(connection, ledger_name(), "-")
+        ledger = OurLedger(connection, own_schema(database_url))
+        ledger.create()
+        ledger.record(ledger_name(), "-")
 
 
 async def build_indexes_task(

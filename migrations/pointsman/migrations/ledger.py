@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from pointsman.migrations.sources import Migration
 
@@ -91,28 +92,59 @@ class PrismaLedger:
 
 
 class OurLedger:
-    """`pointsman_migrations`: name, sha256, applied_at."""
+    """`pointsman_migrations`: name, sha256, applied_at. It stands where our tables do: in LiteLLM's schema before the migration
+    that moves them, in our own after it.
 
-    @staticmethod
-    def read(connection: psycopg.Connection[Any]) -> Ledger:
-        """The ledger of the connection's schema."""
-        if not _exists(connection, OUR_TABLE):
+    Args:
+        connection: its current schema is LiteLLM's.
+        own: name of our schema (`pointsman.database_url.own_schema`).
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any], own: str) -> None:
+        self._connection = connection
+        self._own = own
+
+    @property
+    def home(self) -> str | None:
+        """The schema that has the ledger; None: neither has."""
+        row = self._connection.execute(
+            "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE c.relname = %s AND c.relkind = 'r' AND n.nspname IN (%s, current_schema())",
+            (OUR_TABLE, self._own),
+        ).fetchone()
+        return str(row[0]) if row else None
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The search path for a file of ours: the schema where our tables are now, then the other."""
+        row = self._connection.execute("SELECT current_schema()").fetchone()
+        theirs = str(row[0]) if row and row[0] else "public"
+        return (self._own, theirs) if self.home == self._own else (theirs, self._own)
+
+    def _table(self) -> sql.Identifier:
+        home = self.home
+        return sql.Identifier(home, OUR_TABLE) if home else sql.Identifier(OUR_TABLE)
+
+    def read(self) -> Ledger:
+        """What it says; an empty one when it is not there."""
+        if self.home is None:
             return Ledger(exists=False)
-        rows = connection.execute(f"SELECT name, sha256 FROM {OUR_TABLE}").fetchall()  # noqa: S608 - a constant
+        rows = self._connection.execute(sql.SQL("SELECT name, sha256 FROM {}").format(self._table())).fetchall()
         return Ledger(exists=True, applied=dict(rows))
 
-    @staticmethod
-    def create(connection: psycopg.Connection[Any]) -> None:
-        """Make the table when it is missing."""
-        connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {OUR_TABLE} "
-            "(name text PRIMARY KEY, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"
-        )
+    def create(self) -> None:
+        """Make the table when it is missing: in LiteLLM's schema, for the migrations before the move to find it as they did."""
+        if self.home is None:
+            self._connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {OUR_TABLE} "
+                "(name text PRIMARY KEY, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"
+            )
 
-    @staticmethod
-    def record(connection: psycopg.Connection[Any], name: str, sha256: str) -> None:
+    def record(self, name: str, sha256: str) -> None:
         """Note a finished migration (or another step done once for a database)."""
-        connection.execute(
-            f"INSERT INTO {OUR_TABLE} (name, sha256) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET sha256 = EXCLUDED.sha256",  # noqa: S608 - a constant
+        self._connection.execute(
+            sql.SQL(
+                "INSERT INTO {} (name, sha256) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET sha256 = EXCLUDED.sha256"
+            ).format(self._table()),
             (name, sha256),
         )

@@ -101,15 +101,19 @@ def compare(files: list[Migration], ledger: Ledger) -> SetStatus:
 
 
 def make_plan(
-    connection: psycopg.Connection[Any], theirs: list[Migration], ours: list[Migration], progress: Callable[[str], None]
+    connection: psycopg.Connection[Any],
+    own: str,
+    theirs: list[Migration],
+    ours: list[Migration],
+    progress: Callable[[str], None],
 ) -> Plan:
-    """Read both ledgers and decide.
+    """Read both ledgers and decide. `own` is the name of our schema.
 
     Raises:
         DatabaseError: E4501 when a migration is half done by another tool, or an applied one of ours was edited since.
     """
-    prisma, own = PrismaLedger.read(connection), OurLedger.read(connection)
-    litellm, pointsman = compare(theirs, prisma), compare(ours, own)
+    prisma = PrismaLedger.read(connection)
+    litellm, pointsman = compare(theirs, prisma), compare(ours, OurLedger(connection, own).read())
     by_name = {migration.name: migration for migration in theirs}
     complete = [name for name in litellm.failed if name in by_name and prisma.complete.get(name) == by_name[name].sha256]
     for name, logs in litellm.failed.items():

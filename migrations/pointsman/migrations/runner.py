@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pointsman.database_url import address, libpq_url, schema_of, unreachable
+from pointsman.database_url import address, libpq_url, own_schema, schema_of, unreachable
 from pointsman.errors import DatabaseError
 from pointsman.migrations.baseline import adopt
 from pointsman.migrations.connection import connect
@@ -86,11 +86,13 @@ def migrate(
     started = time.monotonic()
     theirs, ours = litellm_migrations(litellm_folder), our_migrations(our_folder)
     with connect(database_url) as connection:
-        plan = make_plan(connection, theirs, ours, progress)
+        own = own_schema(database_url)
+        ledger = OurLedger(connection, own)
+        plan = make_plan(connection, own, theirs, ours, progress)
         if plan.empty:
             return MigrationReport((), (), plan.already, 0.0, time.monotonic() - started)
         with migration_lock(connection, patience=patience, progress=progress) as waited:
-            plan = make_plan(connection, theirs, ours, progress)
+            plan = make_plan(connection, own, theirs, ours, progress)
             # First, when the tables are there already: a refusal leaves nothing behind.
             adopted = adopt(connection, libpq_url(database_url), theirs, progress) if plan.adopt else ()
             _prepare(connection, database_url)
@@ -98,11 +100,11 @@ def migrate(
             for name in plan.complete:
                 PrismaLedger.finish(connection, name)
             for number, migration in enumerate(todo, 1):
-                _apply(connection, migration, database_url, PrismaLedger.record)
+                _apply(connection, migration, database_url, PrismaLedger.record, (schema_of(database_url),))
                 if number % 50 == 0 or number == len(todo):
                     progress(f"migrations: {number} of {len(todo)} of LiteLLM's applied")
             for migration in plan.pointsman:
-                _apply(connection, migration, database_url, lambda c, m, _: OurLedger.record(c, m.name, m.sha256))
+                _apply(connection, migration, database_url, lambda _, m, __: ledger.record(m.name, m.sha256), ledger.path)
                 progress(f"migrations: {migration.name} applied")
     applied = tuple(migration.name for migration in [*todo, *plan.pointsman])
     return MigrationReport(applied, adopted, plan.already, waited, time.monotonic() - started)
@@ -117,17 +119,16 @@ def status(database_url: str, *, litellm_folder: Path | None = None, our_folder:
     with connect(database_url) as connection:
         return MigrationStatus(
             compare(litellm_migrations(litellm_folder), PrismaLedger.read(connection)),
-            compare(our_migrations(our_folder), OurLedger.read(connection)),
+            compare(our_migrations(our_folder), OurLedger(connection, own_schema(database_url)).read()),
         )
 
 
 def _prepare(connection: psycopg.Connection[Any], database_url: str) -> None:
-    schema = schema_of(database_url)
     try:
-        if schema != "public":
-            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
+        for schema in (schema_of(database_url), own_schema(database_url)):
+            _make_schema(connection, schema, database_url)
         PrismaLedger.create(connection)
-        OurLedger.create(connection)
+        OurLedger(connection, own_schema(database_url)).create()
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
         raise DatabaseError(
             f"the ledger cannot be written: {error.diag.message_primary}",
@@ -137,26 +138,59 @@ def _prepare(connection: psycopg.Connection[Any], database_url: str) -> None:
         ) from error
 
 
+def _make_schema(connection: psycopg.Connection[Any], schema: str, database_url: str) -> None:
+    """Make a schema, or see that it can be used: an administrator may have made it for a role that may not."""
+    # First the question: CREATE SCHEMA IF NOT EXISTS wants the right to create even where it has nothing to do.
+    row = connection.execute(
+        "SELECT n.oid IS NOT NULL, has_database_privilege(current_database(), 'CREATE'), "
+        "n.oid IS NULL OR has_schema_privilege(n.oid, 'USAGE') AND has_schema_privilege(n.oid, 'CREATE'), "
+        "quote_ident(current_user), quote_ident(%s) FROM (SELECT to_regnamespace(quote_ident(%s))) AS n(oid)",
+        (schema, schema),
+    ).fetchone()
+    there, may_create, usable, role, name = row if row else (False, True, True, "", "")
+    if not there and may_create:
+        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
+    elif not (there and usable):
+        needed = f"GRANT USAGE, CREATE ON SCHEMA {name} TO {role};" if there else f"CREATE SCHEMA {name} AUTHORIZATION {role};"
+        raise DatabaseError(
+            f"the schema {name} " + ("may not be used" if there else "is missing and may not be made") + f" by {role}",
+            code="E4501",
+            where=address(database_url),
+            mend=f"have the database's owner run: {needed}",
+        )
+
+
 def _apply(
     connection: psycopg.Connection[Any],
     migration: Migration,
     database_url: str,
     record: Callable[[psycopg.Connection[Any], Migration, datetime], None],
+    path: tuple[str, ...],
 ) -> None:
     started = datetime.now(UTC)
     try:
         if migration.concurrent:
+            _search(connection, path, local=False)
             _apply_concurrently(connection, migration)
+            _search(connection, (schema_of(database_url),), local=False)
             record(connection, migration, started)
         else:
             with connection.transaction():
+                _search(connection, path, local=True)
                 # Without parameters psycopg sends the whole text in one simple query, as Prisma does.
                 connection.execute(migration.text.encode())
                 record(connection, migration, started)
     except psycopg.Error as error:
         if connection.closed or connection.broken:
             raise unreachable(database_url, error) from error
+        _search(connection, path, local=False)  # the file is rehearsed
         raise failure(connection, migration, error) from error
+
+
+def _search(connection: psycopg.Connection[Any], path: tuple[str, ...], *, local: bool) -> None:
+    """Set the search path, for the transaction or for the session."""
+    names = sql.SQL(", ").join(map(sql.Identifier, path))
+    connection.execute(sql.SQL("SET LOCAL search_path TO {}" if local else "SET search_path TO {}").format(names))
 
 
 def _apply_concurrently(connection: psycopg.Connection[Any], migration: Migration) -> None:

@@ -19,7 +19,10 @@ from pointsman.errors import BundleError, DatabaseError, ProcessError
 from pointsman.strategies.files import canonical_json, strict_json, write_atomic
 
 if TYPE_CHECKING:
+    from typing import LiteralString
+
     import psycopg
+    from psycopg import sql
 
 __all__ = [
     "Change",
@@ -168,8 +171,9 @@ class PostgresRollout:
     """Keeps them in Postgres. Each call has a connection of its own: one every poll, and none to look after in between."""
 
     def __init__(self, database_url: str) -> None:
-        from pointsman.database_url import libpq_url
+        from pointsman.database_url import libpq_url, own_schema
 
+        self._schema = own_schema(database_url)
         self._url = database_url
         self._conninfo = libpq_url(database_url)
 
@@ -177,7 +181,7 @@ class PostgresRollout:
         """See `Rollout.read`."""
 
         async def work(connection: psycopg.AsyncConnection[Any]) -> DesiredState:
-            return await _select(connection, strategy, lock=False)
+            return await _select(connection, self._schema, strategy, lock=False)
 
         return await self._run(work)
 
@@ -186,13 +190,12 @@ class PostgresRollout:
 
         async def work(connection: psycopg.AsyncConnection[Any]) -> DesiredState:
             async with connection.transaction():
-                await connection.execute(
-                    "INSERT INTO pointsman_rollout (strategy) VALUES (%s) ON CONFLICT (strategy) DO NOTHING", (strategy,)
-                )
-                before = await _select(connection, strategy, lock=True)
+                insert = "INSERT INTO {}.pointsman_rollout (strategy) VALUES (%s) ON CONFLICT (strategy) DO NOTHING"
+                await connection.execute(_named(insert, self._schema), (strategy,))
+                before = await _select(connection, self._schema, strategy, lock=True)
                 change = rule(before)
                 if change.state != before:
-                    await _update(connection, change)
+                    await _update(connection, self._schema, change)
                 return change.state
 
         return await self._run(work)
@@ -203,15 +206,13 @@ class PostgresRollout:
     async def _run(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[DesiredState]]) -> DesiredState:
         import psycopg
 
-        from pointsman.database_url import address, schema_of, unreachable
+        from pointsman.database_url import address, unreachable
 
         try:
             async with asyncio.timeout(TIMEOUT):
                 async with await psycopg.AsyncConnection.connect(
                     self._conninfo, autocommit=True, connect_timeout=CONNECT_TIMEOUT
                 ) as connection:
-                    if (schema := schema_of(self._url)) != "public":
-                        await connection.execute("SELECT set_config('search_path', quote_ident(%s), false)", (schema,))
                     return await work(connection)
         except TimeoutError as error:
             raise DatabaseError("the database did not answer in time", where=address(self._url)) from error
@@ -225,12 +226,19 @@ class PostgresRollout:
             raise DatabaseError(f"the desired state cannot be read or written: {error}", where=address(self._url)) from error
 
 
-async def _select(connection: psycopg.AsyncConnection[Any], strategy: str, *, lock: bool) -> DesiredState:
+def _named(statement: LiteralString, schema: str) -> sql.Composed:
+    """`statement` with our schema at each `{}`: behind a pooler in transaction mode no search path lasts."""
+    from psycopg import sql
+
+    return sql.SQL(statement).format(*[sql.Identifier(schema)] * statement.count("{}"))
+
+
+async def _select(connection: psycopg.AsyncConnection[Any], schema: str, strategy: str, *, lock: bool) -> DesiredState:
     from psycopg.rows import dict_row
 
-    query = "SELECT * FROM pointsman_rollout WHERE strategy = %s"
+    query: LiteralString = "SELECT * FROM {}.pointsman_rollout WHERE strategy = %s"
     async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(query + " FOR UPDATE" if lock else query, (strategy,))
+        await cursor.execute(_named(query + " FOR UPDATE" if lock else query, schema), (strategy,))
         row = await cursor.fetchone()
     if row is None:
         return DesiredState(strategy=strategy)
@@ -239,12 +247,15 @@ async def _select(connection: psycopg.AsyncConnection[Any], strategy: str, *, lo
     return DesiredState.model_validate({name: row[name] for name in _COLUMNS if name in row})
 
 
-async def _update(connection: psycopg.AsyncConnection[Any], change: Change) -> None:
+async def _update(connection: psycopg.AsyncConnection[Any], schema: str, change: Change) -> None:
     state = change.state
     await connection.execute(
-        "UPDATE pointsman_rollout SET generation = %s, pinned_sha256 = %s, target_sha256 = %s, blocked_sha256 = %s,"
-        " shadow_sha256 = %s, canary_share = %s, max_sequence = %s, pointer_sha256 = %s, actor = %s, reason = %s,"
-        " updated_at = coalesce(nullif(%s, '')::timestamptz, updated_at) WHERE strategy = %s",
+        _named(
+            "UPDATE {}.pointsman_rollout SET generation = %s, pinned_sha256 = %s, target_sha256 = %s, blocked_sha256 = %s,"
+            " shadow_sha256 = %s, canary_share = %s, max_sequence = %s, pointer_sha256 = %s, actor = %s, reason = %s,"
+            " updated_at = coalesce(nullif(%s, '')::timestamptz, updated_at) WHERE strategy = %s",
+            schema,
+        ),
         (
             state.generation,
             state.pinned_sha256,
@@ -261,8 +272,11 @@ async def _update(connection: psycopg.AsyncConnection[Any], change: Change) -> N
         ),
     )
     await connection.execute(
-        "INSERT INTO pointsman_rollout_history (strategy, generation, action, sha256, actor, reason)"
-        " VALUES (%s, %s, %s, %s, %s, %s)",
+        _named(
+            "INSERT INTO {}.pointsman_rollout_history (strategy, generation, action, sha256, actor, reason)"
+            " VALUES (%s, %s, %s, %s, %s, %s)",
+            schema,
+        ),
         (state.strategy, state.generation, change.action, change.sha256, change.actor, change.reason),
     )
 
