@@ -44,6 +44,7 @@ FOREIGN = (
     "POINTSMAN",
     "LANGFUSE_",
     "OTEL_",
+    "REDIS_",
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "ALL_PROXY",
