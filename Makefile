@@ -125,7 +125,7 @@ check-locks: setup
 
 # ---- write ----
 
-.PHONY: lock docs coverage bench-startup clean
+.PHONY: lock docs coverage bench-startup bench-database clean
 lock: $(STAMPS)/python ## resolve requirements/*.txt anew, keeping what fits; UPGRADE=1 takes the newest
 	@$(BIN)/python -m requirements.locks compile $(if $(UPGRADE),--upgrade)
 
@@ -136,6 +136,9 @@ coverage: docs ## the same
 
 bench-startup: setup ## seconds to ready, beside stock LiteLLM's, in one run
 	@$(BIN)/python -m bench.startup $(ARGS)
+
+bench-database: setup ## the query engine beside plain psycopg: latency and throughput, in one run
+	@$(BIN)/python -m bench.database $(ARGS)
 
 clean: ## remove the environment, caches and build output; the data directory stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
