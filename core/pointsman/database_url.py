@@ -7,16 +7,29 @@ libpq's: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMK
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import Mapping
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from pathlib import Path
+from urllib.parse import unquote
 
+from pointsman.database_parts import Parts
 from pointsman.errors import DatabaseError
 
-__all__ = ["address", "check", "libpq_url", "migration_url", "own_schema", "redact", "schema_of", "unreachable"]
+__all__ = [
+    "address",
+    "check",
+    "libpq_url",
+    "migration_url",
+    "own_schema",
+    "parts_of",
+    "redact",
+    "schema_of",
+    "unreachable",
+]
 
-DEFAULT_PORT = 5432
 _NAME_BYTES = 63
 _SCHEMES = ("postgresql", "postgres")
+_MEND = "write it as postgresql://user:password@host:5432/database; percent-encode special characters of the password"
 # What both understand alike, or libpq alone. Prisma-only and dropped: schema, connection_limit, pool_timeout, socket_timeout,
 # pgbouncer, statement_cache_size, sslidentity, sslaccept, and what LiteLLM adds.
 _KEPT = frozenset(
@@ -33,13 +46,14 @@ _KEPT = frozenset(
         "keepalives_count",
         "keepalives_idle",
         "keepalives_interval",
-        "krbsrvname",
         "load_balance_hosts",
         "options",
         "passfile",
+        "password",
         "port",
         "require_auth",
-        "service",
+        "ssl_max_protocol_version",
+        "ssl_min_protocol_version",
         "sslcert",
         "sslcrl",
         "sslkey",
@@ -50,9 +64,45 @@ _KEPT = frozenset(
         "target_session_attrs",
         "tcp_user_timeout",
         "user",
-        "password",
     }
 )
+# The query engine's driver cannot do these; passed over in silence they would be holes.
+_UNSUPPORTED = ("krbsrvname", "requirepeer", "service", "sslcertmode", "sslcrldir")
+_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+
+
+def parts_of(url: str) -> Parts:
+    """A database URL, taken apart and checked.
+
+    Raises:
+        DatabaseError: E4504; the message never has the URL's password.
+    """
+    try:
+        parts = Parts.of(url)
+        _ = parts.hosts
+    except ValueError as error:  # never quote the URL itself: its password may be what is malformed
+        raise DatabaseError("the database URL is malformed", code="E4504", where="DATABASE_URL", mend=_MEND) from error
+    if parts.scheme not in _SCHEMES:
+        raise DatabaseError(
+            f"the database URL's scheme is not postgresql (it is {parts.scheme[:20]!r})",
+            code="E4504",
+            where="DATABASE_URL",
+            mend=_MEND,
+        )
+    for name in _UNSUPPORTED:
+        if parts.get(name):
+            raise DatabaseError(
+                f"{name} in the database URL is not supported",
+                code="E4504",
+                where="DATABASE_URL",
+                mend="leave it out; docs/database.md lists what there is",
+            )
+    return parts
 
 
 def check(url: str) -> None:
@@ -61,26 +111,12 @@ def check(url: str) -> None:
     Raises:
         DatabaseError: E4504; the message never has the URL's password.
     """
-    mend = "write it as postgresql://user:password@host:5432/database; percent-encode special characters of the password"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:  # never quote the URL itself: its password may be what is malformed
-        raise DatabaseError("the database URL is malformed", code="E4504", where="DATABASE_URL", mend=mend) from error
-    if parts.scheme not in _SCHEMES:
-        raise DatabaseError(
-            f"the database URL's scheme is not postgresql (it is {parts.scheme[:20]!r})",
-            code="E4504",
-            where="DATABASE_URL",
-            mend=mend,
-        )
-    if port == 0:
-        raise DatabaseError("the database URL's port is 0", code="E4504", where="DATABASE_URL", mend=mend)
+    parts_of(url)
 
 
 def schema_of(url: str) -> str:
     """The schema that Prisma works in: the parameter `schema`, by default `public`."""
-    return dict(parse_qsl(urlsplit(url).query)).get("schema") or "public"
+    return Parts.of(url).get("schema") or "public"
 
 
 def own_schema(url: str) -> str:
@@ -111,54 +147,73 @@ def migration_url(env: Mapping[str, str], url: str | None = None) -> str | None:
     direct = env.get("DIRECT_URL") or None
     if direct is None or url is None:
         return direct or url
-    parts = urlsplit(direct)
-    query = parse_qsl(parts.query, keep_blank_values=True)
-    if schema_of(url) == "public" or "schema" in dict(query):
-        return direct
-    return urlunsplit(parts._replace(query=urlencode([*query, ("schema", schema_of(url))], quote_via=quote)))
+    return str(Parts.of(direct).missing([("schema", schema_of(url))])) if schema_of(url) != "public" else direct
 
 
 def libpq_url(url: str) -> str:
-    """The same database as a URL for psycopg.
+    """The same database as a URL for psycopg and PostgreSQL's own tools; the engine's url.mjs and tls.mjs read it alike.
 
     Prisma's `sslcert` is the authority's certificate (libpq: `sslrootcert`), and it checks it only with `sslaccept=strict`;
-    with an `sslkey` beside it, it is libpq's client certificate and stays.
+    with an `sslkey` beside it, it is libpq's client certificate and stays. Of several hosts the one that can be written to.
 
     Raises:
         DatabaseError: E4504.
     """
-    check(url)
-    parts = urlsplit(url)
-    pairs = dict(parse_qsl(parts.query, keep_blank_values=True))
-    kept = {name: value for name, value in pairs.items() if name in _KEPT}
-    if "sslcert" in kept and "sslkey" not in kept:
-        authority = kept.pop("sslcert")
-        if pairs.get("sslaccept") == "strict" and kept.get("sslmode") != "disable":
-            kept.setdefault("sslrootcert", authority)
-            kept["sslmode"] = "verify-full"
+    parts = parts_of(url)
+    given = dict(parts.query)
+    kept = {name: value for name, value in given.items() if name in _KEPT}
+    if given.get("sslmode") != "disable":
+        _translate_tls(given, kept)
     if kept.get("connect_timeout") == "0":
         del kept["connect_timeout"]
-    return urlunsplit(parts._replace(query=urlencode(kept, quote_via=quote)))
+    if len(parts.hosts) > 1:
+        kept.setdefault("target_session_attrs", "read-write")
+    return str(Parts(parts.scheme, parts.userinfo, parts.authority, parts.path, tuple(kept.items())))
+
+
+def _translate_tls(given: Mapping[str, str], kept: dict[str, str]) -> None:
+    authority = None if "sslkey" in given else kept.pop("sslcert", None)
+    if given.get("sslaccept") == "strict":
+        if authority:
+            kept.setdefault("sslrootcert", authority)
+        kept["sslmode"] = "verify-full"
+    elif given.get("sslrootcert"):
+        kept.setdefault("sslmode", "verify-full")
+    mode, root = kept.get("sslmode"), kept.get("sslrootcert")
+    if (mode == "verify-ca" and not root) or (root == "system" and mode != "verify-full"):
+        raise DatabaseError(
+            f"sslmode={mode} in the database URL cannot be done with {'sslrootcert=system' if root else 'no sslrootcert'}",
+            code="E4504",
+            where="DATABASE_URL",
+            mend="name the file of your authority's certificate in sslrootcert, or use sslmode=verify-full",
+        )
+    if mode == "verify-full" and root in (None, "", "system"):
+        kept["sslrootcert"] = _system_bundle()
+
+
+def _system_bundle() -> str:
+    """The machine's certificate authorities; libpq's own idea of them is where its OpenSSL was built."""
+    named = (ssl.get_default_verify_paths().cafile, *_BUNDLES)  # honours SSL_CERT_FILE
+    return next((path for path in named if path and Path(path).is_file()), "system")
 
 
 def address(url: str) -> str:
-    """`host:port/database` for messages; never user or password."""
+    """`host:port/database` for messages, several hosts with commas; never user or password."""
     try:
-        parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query))
-        host = query.get("host") or parts.hostname or "localhost"
-        return f"{host}:{query.get('port') or parts.port or DEFAULT_PORT}{parts.path}"
+        parts = Parts.of(url)
+        hosts = ",".join(f"{f'[{h.name}]' if ':' in h.name else h.name}:{h.port}" for h in parts.hosts)
     except ValueError:
         return "(malformed URL)"
+    return f"{hosts}/{parts.path}" if parts.path else hosts
 
 
 def redact(text: str, url: str) -> str:
     """`text` without the passwords of `url`, encoded or not."""
     try:
-        parts = urlsplit(url)
+        parts = Parts.of(url)
     except ValueError:
         return "(not shown: the database URL is malformed)"
-    secrets = [parts.password or "", *(v for k, v in parse_qsl(parts.query) if k in ("password", "sslpassword"))]
+    secrets = [(parts.userinfo or "").partition(":")[2], *(v for k, v in parts.query if k in ("password", "sslpassword"))]
     for secret in sorted({*secrets, *map(unquote, secrets)}, key=len, reverse=True):
         if secret:
             text = text.replace(secret, "***")

@@ -29,15 +29,15 @@ def parse(url: str) -> dict[str, Any]:
 def test_defaults_are_prismas() -> None:
     got = parse("postgresql://u:p%40%2F:x@db.example:6543/name")
     client = got["client"]
-    assert (client["host"], client["port"], client["user"], client["password"], client["database"]) == (
-        "db.example", 6543, "u", "p@/:x", "name",
-    )  # fmt: skip
+    assert got["hosts"] == [{"host": "db.example", "port": 6543}]
+    assert (client["user"], client["password"], client["database"]) == ("u", "p@/:x", "name")
     assert got["pool"]["max"] == len(os.sched_getaffinity(0)) * 2 + 1
     assert got["poolTimeout"] == 10_000
     assert client["connectionTimeoutMillis"] == 5_000
     assert got["schema"] == "public"
     assert got["startup"] == {"TimeZone": "UTC"}
-    assert (client["ssl"], got["preferTls"]) == ({"rejectUnauthorized": False}, True)
+    assert got["tls"] == {"mode": "prefer", "minVersion": "TLSv1.2"}
+    assert (got["session"], got["channelBinding"]) == ("any", "prefer")
 
 
 def test_parameters_are_honoured() -> None:
@@ -57,27 +57,64 @@ def test_behind_pgbouncer_no_search_path_is_sent() -> None:
     assert parse("postgresql://u@h/d?schema=s&pgbouncer=true")["startup"] == {"TimeZone": "UTC"}
 
 
-def test_unix_sockets() -> None:
-    got = parse("postgresql://u@localhost:6000/d?host=/run/pg")
-    assert (got["client"]["host"], got["client"]["port"], got["client"]["ssl"]) == ("/run/pg", 6000, False)
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("postgresql://u@localhost:6000/d?host=/run/pg", ["/run/pg:6000"]),
+        ("postgresql://u@%2Frun%2Fpg/d", ["/run/pg:5432"]),
+        ("postgresql://u@[::1]:6000/d", ["[::1]:6000"]),
+        ("postgresql://u@h1:1,h2:2,[::1]/d", ["h1:1", "h2:2", "[::1]:5432"]),
+        ("postgresql://u@/d?host=a,b&port=1,2", ["a:1", "b:2"]),
+        ("postgresql://u@/d?host=a,b&port=7", ["a:7", "b:7"]),
+        ("postgresql:///d", ["localhost:5432"]),
+    ],
+)
+def test_hosts(url: str, hosts: list[str]) -> None:
+    got = parse(url)
+    assert got["where"] == ",".join(hosts)
+    assert got["session"] == ("read-write" if len(hosts) > 1 else "any")
+
+
+def test_an_address_beside_a_host_name() -> None:
+    assert parse("postgresql://u@h/d?hostaddr=127.0.0.1")["hosts"] == [{"host": "h", "port": 5432, "hostaddr": "127.0.0.1"}]
 
 
 @pytest.mark.parametrize(
-    ("parameters", "ssl", "prefer"),
+    ("parameters", "mode", "authority"),
     [
-        ("sslmode=disable", False, False),
-        ("sslmode=prefer", {"rejectUnauthorized": False}, True),
-        ("sslmode=require", {"rejectUnauthorized": False}, False),
-        ("sslmode=require&sslaccept=strict", {"rejectUnauthorized": True}, False),
-        ("sslmode=verify-full", {"rejectUnauthorized": True}, False),
+        ("sslmode=disable", "disable", None),
+        ("sslmode=require", "require", None),
+        ("sslmode=require&sslaccept=strict", "verify-full", "system"),
+        ("sslaccept=strict&sslcert=/ca.pem", "verify-full", "/ca.pem"),
+        ("sslmode=require&sslcert=/ca.pem", "require", None),
+        ("sslmode=disable&sslaccept=strict", "disable", None),
+        ("sslrootcert=/ca.pem", "verify-full", "/ca.pem"),
+        ("sslmode=require&sslrootcert=/ca.pem", "require", "/ca.pem"),
+        ("sslmode=verify-full", "verify-full", "system"),
+        ("sslmode=verify-ca&sslrootcert=/ca.pem", "verify-ca", "/ca.pem"),
     ],
 )
-def test_tls(parameters: str, ssl: object, prefer: bool) -> None:
-    got = parse(f"postgresql://u@h/d?{parameters}")
-    assert (got["client"]["ssl"], got["preferTls"]) == (ssl, prefer)
+def test_tls(parameters: str, mode: str, authority: str | None) -> None:
+    tls = parse(f"postgresql://u@h/d?{parameters}")["tls"]
+    assert (tls["mode"], tls.get("authority")) == (mode, authority)
 
 
-@pytest.mark.parametrize("url", ["not a url", "mysql://h/d", "postgresql://u:hidden@h/d?pool_timeout=soon"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "not a url",
+        "mysql://h/d",
+        "postgresql://u:hidden@h/d?pool_timeout=soon",
+        "postgresql://u:hidden@h:x/d",
+        "postgresql://u:hidden@h1,h2/d?port=1,2,3",
+        "postgresql://u:hidden%zz@h/d",
+        "postgresql://u:hidden@h/d?sslmode=verify-ca",
+        "postgresql://u:hidden@h/d?sslmode=require&sslrootcert=system",
+        "postgresql://u:hidden@h/d?sslmode=whatever",
+        "postgresql://u:hidden@h/d?target_session_attrs=best",
+        "postgresql://u:hidden@h/d?requirepeer=me",
+    ],
+)
 def test_refusals_hide_the_password(url: str) -> None:
     with pytest.raises(ValueError, match="BadUrl") as caught:
         parse(url)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
+from pointsman.database_url import parts_of
+from pointsman.errors import DatabaseError
 from pointsman.litellm_config.detect import PROVIDER_KEYS
 from pointsman.litellm_config.models import Deployment, near_miss
 from pointsman.litellm_config.problems import KeyPath, Problem
@@ -214,10 +215,9 @@ def check_environment(source: Source, env: Mapping[str, str]) -> str | None:
     url = resolve(given, env) or env.get("DATABASE_URL") or None
     if url is not None:
         try:
-            parts = urlsplit(url)
-            valid = parts.scheme in {"postgresql", "postgres"} and bool(parts.path.strip("/"))
-            _ = parts.port
-        except ValueError:
+            parts = parts_of(url)
+            valid = bool(parts.get("dbname") or (parts.path or "").strip("/"))
+        except DatabaseError:
             valid = False
         if not valid:
             message, mend = "is no URL of a Postgres database", "Write postgresql://user:password@host:5432/name."

@@ -1,58 +1,69 @@
-// A database URL in Prisma's dialect -> options for the `pg` driver.
-// https://www.prisma.io/docs/orm/overview/databases/postgresql#arguments ; libpq's own names are accepted beside Prisma's.
-import { readFileSync } from 'node:fs';
+// A database URL in Prisma's dialect -> what connect.mjs, tls.mjs and pool.mjs need.
+// https://www.prisma.io/docs/orm/overview/databases/postgresql#arguments ; libpq's own names are accepted beside Prisma's, and mean
+// what they mean to libpq: https://www.postgresql.org/docs/current/libpq-connect.html . core/pointsman/database_url.py reads the
+// same URL for the connections that do not go through this engine; tests/connections holds the two together.
 import { availableParallelism } from 'node:os';
+import { readTls } from './tls.mjs';
 
 /** The URL is missing or cannot be read; never quotes it, because of the password. */
 export class BadUrl extends Error {}
 
+const SESSIONS = ['any', 'read-write', 'read-only', 'primary', 'standby', 'prefer-standby'];
+// What would be a hole if it were passed over in silence, and this driver cannot do.
+const UNSUPPORTED = ['requirepeer', 'sslcrldir', 'sslcertmode', 'service', 'krbsrvname'];
+const SHAPE = /^(\w[\w+.-]*):\/\/(?:(.*?)@(?=[^@/]*(?:[/?]|$)))?([^/?#]*)(?:\/([^?#]*))?(?:\?([^#]*))?$/s;
+
 /**
- * @param {string} text postgresql://user:password@host:port/database?parameters
- * @returns {{pool: object, client: object, schema: string, startup: object, where: string, database: string, user: string,
- *   preferTls: boolean, poolTimeout: number}} times in milliseconds, 0 is for ever
+ * @param {string} text postgresql://user:password@host:port,host:port/database?parameters
+ * @returns {{pool: object, client: object, hosts: {host: string, hostaddr?: string, port: number}[], tls: object, schema: string,
+ *   startup: object, session: string, shuffle: boolean, channelBinding: string, methods?: object, passfile?: string,
+ *   where: string, database: string, user: string, poolTimeout: number}} times in milliseconds, 0 is for ever
  */
 export function parseUrl(text) {
-  let url;
-  try {
-    url = new URL(text);
-  } catch {
-    throw new BadUrl('the database URL is malformed');
+  const found = SHAPE.exec(text);
+  if (!found) throw new BadUrl('the database URL is malformed');
+  const [, scheme, userinfo = '', authority, path = '', query = ''] = found;
+  if (!['postgresql', 'postgres'].includes(scheme)) throw new BadUrl('the database URL is not postgresql://');
+  const parameters = new URLSearchParams(query);
+  for (const name of UNSUPPORTED) {
+    if (parameters.get(name)) throw new BadUrl(`${name} in the database URL is not supported`);
   }
-  if (!['postgresql:', 'postgres:'].includes(url.protocol)) throw new BadUrl('the database URL is not postgresql://');
-  const parameters = url.searchParams;
   const seconds = (name, byDefault) => whole(parameters, name, byDefault) * 1000;
-  const host = parameters.get('host') || decodeURIComponent(url.hostname).replace(/^\[(.*)\]$/, '$1') || 'localhost';
-  const port = Number(parameters.get('port') || url.port || 5432);
+  const [, name, password] = /^([^:]*)(?::(.*))?$/s.exec(userinfo);
+  const hosts = hostsOf(authority, parameters);
   const poolTimeout = seconds('pool_timeout', 10);
   const schema = parameters.get('schema') || 'public';
-  const user = decodeURIComponent(url.username) || parameters.get('user') || undefined;
-  const database = decodeURIComponent(url.pathname.slice(1)) || user;
-  const tls = tlsOptions(parameters, host);
+  const user = decoded(name) || parameters.get('user') || undefined;
+  const database = parameters.get('dbname') || decoded(path) || user;
   return {
     schema,
     poolTimeout,
-    where: `${host}:${port}`,
+    hosts,
+    where: hosts.map(({ host, port }) => `${host.includes(':') ? `[${host}]` : host}:${port}`).join(','),
     database,
     user,
-    preferTls: tls.prefer,
+    tls: guarded(() => readTls(parameters)),
+    session: oneOf(parameters, 'target_session_attrs', SESSIONS, hosts.length > 1 ? 'read-write' : 'any'),
+    shuffle: oneOf(parameters, 'load_balance_hosts', ['disable', 'random'], 'disable') === 'random',
+    channelBinding: oneOf(parameters, 'channel_binding', ['disable', 'prefer', 'require'], 'prefer'),
+    methods: methodsOf(parameters.get('require_auth')),
+    passfile: parameters.get('passfile') || undefined,
     pool: {
       max: whole(parameters, 'connection_limit', availableParallelism() * 2 + 1) || 1,
-      connectionTimeoutMillis: poolTimeout,
-      idleTimeoutMillis: seconds('max_idle_connection_lifetime', 300),
-      maxLifetimeSeconds: whole(parameters, 'max_connection_lifetime', 0),
+      idle: seconds('max_idle_connection_lifetime', 300),
+      lifetime: seconds('max_connection_lifetime', 0),
     },
     client: {
-      host,
-      port,
       user,
-      password: decodeURIComponent(url.password) || parameters.get('password') || undefined,
+      password: decoded(password ?? '') || parameters.get('password') || undefined,
       database,
-      ssl: tls.ssl,
       application_name: parameters.get('application_name') || 'pointsman-engine',
       options: parameters.get('options') || undefined,
+      sslnegotiation: oneOf(parameters, 'sslnegotiation', ['postgres', 'direct'], 'postgres'),
       connectionTimeoutMillis: seconds('connect_timeout', 5),
       query_timeout: seconds('socket_timeout', 0) || undefined,
-      keepAlive: true,
+      keepAlive: parameters.get('keepalives') !== '0',
+      keepAliveInitialDelayMillis: seconds('keepalives_idle', 0),
     },
     // Sent with the connection's first message. A pooler in between passes the time zone on, but not the search path.
     startup: {
@@ -60,6 +71,41 @@ export function parseUrl(text) {
       ...(schema !== 'public' && parameters.get('pgbouncer') !== 'true' && { search_path: `"${schema.replaceAll('"', '""')}"` }),
     },
   };
+}
+
+// As in libpq, `host`, `hostaddr` and `port` take lists; one port is for all hosts.
+function hostsOf(authority, parameters) {
+  const named = authority.split(',').map((part) => {
+    const [, bracketed, plain, port] = /^(?:\[([^\]]*)\]|([^:]*))(?::(\d*))?$/.exec(part) ?? bad('host');
+    return { host: bracketed ?? decoded(plain), port: port || undefined };
+  });
+  const list = (name) => (parameters.get(name) ? parameters.get(name).split(',') : []);
+  const [hosts, addresses, ports] = [list('host'), list('hostaddr'), list('port')];
+  const count = hosts.length || addresses.length || named.length;
+  const at = (values, index, what) => {
+    if (values.length > 1 && values.length !== count) bad(what);
+    return values[values.length === 1 ? 0 : index];
+  };
+  return Array.from({ length: count }, (_, index) => {
+    const port = Number(at(ports, index, 'port') || named[index]?.port || (named.length === 1 && named[0].port) || 5432);
+    if (!Number.isInteger(port) || port < 1 || port > 65535) bad('port');
+    if (addresses.length && addresses.length !== count) bad('hostaddr');
+    const hostaddr = addresses[index];
+    const host = (hosts.length ? hosts[index] : named[index]?.host) || hostaddr || 'localhost';
+    return { host, port, ...(hostaddr && { hostaddr }) };
+  });
+}
+
+// require_auth: `scram-sha-256,md5`, or `!password`: what the server may ask for.
+function methodsOf(text) {
+  if (!text) return undefined;
+  const names = text.split(',').map((name) => name.trim());
+  const negated = names[0].startsWith('!');
+  const known = ['password', 'md5', 'scram-sha-256', 'none'];
+  const plain = names.map((name) => (name.startsWith('!') ? name.slice(1) : name));
+  if (names.some((name) => name.startsWith('!') !== negated)) bad('require_auth');
+  if (!negated && !plain.some((name) => known.includes(name))) bad('require_auth');
+  return { negated, names: plain };
 }
 
 function whole(parameters, name, byDefault) {
@@ -70,21 +116,21 @@ function whole(parameters, name, byDefault) {
   return number;
 }
 
-// Prisma: sslmode disable | prefer (its default) | require; certificates are checked only with sslaccept=strict.
-// libpq adds verify-ca and verify-full, which check always.
-function tlsOptions(parameters, host) {
-  const mode = parameters.get('sslmode') || 'prefer';
-  if (mode === 'disable' || host.startsWith('/')) return { ssl: false, prefer: false };
-  if (!['allow', 'prefer', 'require', 'verify-ca', 'verify-full'].includes(mode)) {
-    throw new BadUrl('sslmode in the database URL is unknown');
+function oneOf(parameters, name, values, byDefault) {
+  const value = parameters.get(name) || byDefault;
+  return values.includes(value) ? value : bad(name);
+}
+
+function bad(what) {
+  throw new BadUrl(`${what} in the database URL cannot be understood`);
+}
+
+const decoded = (text) => guarded(() => decodeURIComponent(text));
+
+function guarded(work) {
+  try {
+    return work();
+  } catch (error) {
+    throw new BadUrl(error instanceof URIError ? 'the database URL is malformed: a percent sign that encodes nothing' : error.message);
   }
-  const identity = parameters.get('sslidentity');
-  const key = parameters.get('sslkey');
-  const authority = parameters.get('sslrootcert') || (key ? null : parameters.get('sslcert'));
-  const ssl = { rejectUnauthorized: mode.startsWith('verify-') || parameters.get('sslaccept') === 'strict' };
-  if (authority && authority !== 'system') ssl.ca = readFileSync(authority);
-  if (identity) Object.assign(ssl, { pfx: readFileSync(identity), passphrase: parameters.get('sslpassword') ?? undefined });
-  if (key) Object.assign(ssl, { key: readFileSync(key), cert: readFileSync(parameters.get('sslcert')) });
-  if (mode === 'verify-ca') ssl.checkServerIdentity = () => undefined;
-  return { ssl, prefer: mode === 'prefer' || mode === 'allow' };
 }
