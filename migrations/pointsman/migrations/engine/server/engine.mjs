@@ -1,11 +1,21 @@
 // The WASM engine with its transactions: single queries, batches, interactive transactions.
+import { setTimeout as pause } from 'node:timers/promises';
 import { bindAdapter, loadQueryEngine } from './deps.mjs';
-import { ErrorMapper, prismaError } from './errors.mjs';
+import { ErrorMapper, isAway, prismaError, retryable } from './errors.mjs';
 import { log } from './log.mjs';
 import { reshape } from './results.mjs';
 
 const TRACE = '{}';
 const REMEMBERED = 1000; // closed transactions that a late call may still name
+// LiteLLM writes spend in transactions that may last a minute, and forgets what it cannot write in four tries. So these wait for
+// a database that is away; what a client of the gateway waits for is shorter, and fails at once.
+const LONG = 60_000; // ms a transaction may last, to be one that waits
+const PATIENCE = 300_000; // ms that it waits for a connection that can be written to
+const ASK_AGAIN = 250; // ms
+const BEGIN_LONGEST = 30_000; // ms; the connection is there already
+const START = 'Transaction API error: Unable to start a transaction in the given time.';
+const TOO_LATE = prismaError('P2028', START, { error: START }).user_facing_error;
+const GONE = prismaError('P1017', 'The client of the transaction is gone.').user_facing_error;
 
 /** The engine has panicked; its memory cannot be trusted any more, so the process must end. */
 export class EnginePanic extends Error {}
@@ -14,13 +24,16 @@ export class EnginePanic extends Error {}
 export class Engine {
   #wasm;
   #errors;
-  #open = new Set();
+  #database;
+  #open = new Map(); // transaction -> client, whatever `start` was given as such
   #closed = new Set();
+  #stopping = new AbortController();
   queries = 0;
   active = 0;
 
   constructor(schema, database, options) {
     const adapter = bindAdapter(database);
+    this.#database = database;
     this.#errors = new ErrorMapper(adapter.errorRegistry, options);
     const QueryEngine = loadQueryEngine();
     this.#wasm = new QueryEngine(
@@ -57,21 +70,81 @@ export class Engine {
     try {
       const answer = await guarded(() => this.#wasm.query(JSON.stringify(request), TRACE, transaction));
       const reshaped = reshape(answer, request.action);
-      return reshaped.startsWith('{"errors":') ? this.#errors.answer(reshaped) : reshaped;
+      return reshaped.startsWith('{"errors":') ? this.#errors.answer(reshaped, transaction !== undefined) : reshaped;
     } finally {
       this.active -= 1;
     }
   }
 
-  /** Times in milliseconds. Returns `{id}`, or Prisma's user-facing error. */
-  async start({ max_wait: maxWait = 2000, timeout = 5000, isolation_level: isolation }) {
-    const asked = JSON.stringify({ max_wait: maxWait, timeout, isolation_level: isolation });
-    const answer = JSON.parse(await guarded(() => this.#wasm.startTransaction(asked, TRACE)));
-    if (answer.error_code !== undefined || answer.id === undefined) return this.#errors.userFacing(answer);
-    this.#open.add(answer.id);
-    // The engine rolls it back by itself then; we only forget that it is open a little later.
-    setTimeout(() => this.#forget(answer.id), timeout + 60_000).unref();
-    return { id: answer.id };
+  /**
+   * Times in milliseconds. Returns `{id}`, or Prisma's user-facing error.
+   *
+   * @param {{isHere: () => boolean}} client who starts it; one that is gone waits for nothing, see also `forsake`
+   */
+  async start({ max_wait: maxWait = 2000, timeout = 5000, isolation_level: isolation }, client = { isHere: () => true }) {
+    const asked = JSON.stringify({ max_wait: BEGIN_LONGEST, timeout, isolation_level: isolation });
+    const patient = timeout >= LONG;
+    const until = performance.now() + (patient ? PATIENCE : 0);
+    for (;;) {
+      const answer = await this.#begin(asked, patient, maxWait);
+      if (answer.id !== undefined && client.isHere()) {
+        this.#open.set(answer.id, client);
+        // The engine rolls it back by itself then; we only forget that it is open a little later.
+        setTimeout(() => this.#forget(answer.id), timeout + 60_000).unref();
+        return { id: answer.id };
+      }
+      if (answer.id !== undefined) {
+        await guarded(() => this.#wasm.rollbackTransaction(answer.id, TRACE));
+        return retryable({ ...GONE });
+      }
+      if (!isAway(answer)) return answer;
+      if (!patient) return answer;
+      if (performance.now() > until || this.#stopping.signal.aborted || !client.isHere()) return retryable(answer);
+      await pause(ASK_AGAIN);
+    }
+  }
+
+  /** Wait for the database no more: the server is about to stop. */
+  stop() {
+    this.#stopping.abort();
+  }
+
+  /** Roll back what clients that are gone have left open: it would hold its locks until it expires. */
+  async forsake() {
+    for (const [id, client] of this.#open) if (!client.isHere()) await this.rollback(id);
+  }
+
+  // The connection is there before the engine asks for it: an engine that has lost patience would never give it back.
+  async #begin(asked, patient, maxWait) {
+    let connection;
+    try {
+      connection = await this.#reserve(patient, maxWait);
+    } catch (error) {
+      return this.#errors.name(error).user_facing_error;
+    }
+    if (connection === undefined) return { ...TOO_LATE };
+    this.#database.hand(connection);
+    try {
+      const answer = JSON.parse(await guarded(() => this.#wasm.startTransaction(asked, TRACE)));
+      return answer.error_code !== undefined || answer.id === undefined ? this.#errors.userFacing(answer) : answer;
+    } finally {
+      this.#database.take(connection);
+    }
+  }
+
+  async #reserve(patient, maxWait) {
+    const connection = this.#database.reserve(patient);
+    if (patient) return connection;
+    const late = new AbortController();
+    const first = await Promise.race([connection, pause(maxWait, undefined, { signal: late.signal }).catch(() => undefined)]);
+    late.abort();
+    if (first === undefined) {
+      connection.then(
+        (unused) => this.#database.giveBack(unused),
+        () => {},
+      );
+    }
+    return first;
   }
 
   commit(id) {
@@ -87,7 +160,7 @@ export class Engine {
     if (!this.#open.has(id)) return this.#notOpen(id, what).user_facing_error;
     this.#forget(id);
     const answer = JSON.parse((await guarded(call)) || '{}');
-    return answer.error_code === undefined ? {} : this.#errors.userFacing(answer);
+    return answer.error_code === undefined ? {} : retryable(this.#errors.userFacing(answer));
   }
 
   #forget(id) {

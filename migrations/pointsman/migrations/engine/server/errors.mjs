@@ -14,6 +14,26 @@ export function prismaError(code, message, meta = {}) {
   return { error: message, user_facing_error: { is_panic: false, message, meta, error_code: code } };
 }
 
+/** The outcome of a COMMIT could not be found out; the client must not hear anything that lets it send the same again. */
+export class Unsettled extends Error {}
+
+// What undoes a transaction without its doing: the database is away, full, out of memory or disk, or only reads.
+const AWAY = new Set(['P1001', 'P1002', 'P1008', 'P1017', 'P2024']);
+const AWAY_TEXT = /PostgresError \{ code: "(53|58|57P|25006)/;
+
+/** Whether a user-facing error says that the database is away, and not that it has refused what was asked. */
+export const isAway = (error) => AWAY.has(error.error_code) || AWAY_TEXT.test(error.message ?? '');
+
+/**
+ * A failure of an interactive transaction that is known to be undone, as "please retry your transaction" (P2034) where trying it
+ * again makes sense. LiteLLM sends spend that it must not count twice again on that, and on few other failures.
+ */
+export function retryable(error) {
+  if (!isAway(error)) return error;
+  const message = `The transaction was rolled back and may be tried again: ${error.message}`;
+  return { ...error, message, error_code: 'P2034' };
+}
+
 /** Finds the driver's own error behind what the engine reports, and names it as Prisma's native engine would. */
 export class ErrorMapper {
   #registry;
@@ -25,12 +45,15 @@ export class ErrorMapper {
     this.#options = options;
   }
 
-  /** The text of an answer `{"errors":[...]}`, mapped. */
-  answer(text) {
+  /** The text of an answer `{"errors":[...]}`, mapped; `inTransaction`: an interactive one. */
+  answer(text, inTransaction = false) {
     const errors = JSON.parse(text).errors.map((error) => {
       const known = error.user_facing_error ?? {};
-      if (known.error_code === EXTERNAL) return this.#external(known.meta?.id);
-      return { ...error, user_facing_error: { ...known, meta: known.meta ?? {} } };
+      const mapped =
+        known.error_code === EXTERNAL
+          ? this.#external(known.meta?.id)
+          : { ...error, user_facing_error: { ...known, meta: known.meta ?? {} } };
+      return inTransaction ? { ...mapped, user_facing_error: retryable(mapped.user_facing_error) } : mapped;
     });
     return JSON.stringify({ errors });
   }
@@ -44,7 +67,13 @@ export class ErrorMapper {
   #external(id) {
     const error = this.#registry.consumeError(id)?.error;
     delete this.#registry.registeredErrors[id]; // "consume" only reads; without this every failure would stay in memory
-    return this.#name(error ?? new Error('unknown'));
+    return this.name(error ?? new Error('unknown'));
+  }
+
+  /** @param {Error} error what the driver threw */
+  name(error) {
+    if (error.unsettled) throw new Unsettled(error.message, { cause: error });
+    return this.#name(error);
   }
 
   #name(error) {

@@ -1,20 +1,21 @@
 // The HTTP protocol that prisma-client-py speaks to a native engine (prisma-engines, query-engine/query-engine/src/server).
 import { EnginePanic } from './engine.mjs';
-import { prismaError } from './errors.mjs';
+import { Unsettled, prismaError } from './errors.mjs';
 import { log } from './log.mjs';
 import { MalformedQuery } from './translate.mjs';
 
 const TRANSACTION = /^\/transaction\/([^/]+)\/(commit|rollback)$/;
+const HEARTBEAT = 10_000; // ms; the client gives up a connection that has been silent for thirty seconds
 const JSON_TYPE = { 'content-type': 'application/json' };
 
 /** Builds the request listener; `fail` is called when the process must not go on. */
 export function listener(engine, translator, database, fail) {
-  async function answer(request, path) {
+  async function answer(request, path, client) {
     if (request.method === 'GET' && path === '/status') return [200, '{"status":"ok"}'];
     if (request.method === 'GET' && path === '/metrics') return metrics(request, engine, database);
     if (request.method !== 'POST') return [404, '{"error":"no such endpoint"}'];
     if (path === '/') return [200, await query(await json(request), request.headers['x-transaction-id'])];
-    if (path === '/transaction/start') return transaction(await engine.start(await json(request)));
+    if (path === '/transaction/start') return transaction(await engine.start(await json(request), client));
     const ending = TRANSACTION.exec(path);
     if (!ending) return [404, '{"error":"no such endpoint"}'];
     return transaction(await engine[ending[2]](decodeURIComponent(ending[1])));
@@ -29,10 +30,16 @@ export function listener(engine, translator, database, fail) {
 
   return async (request, response) => {
     const path = request.url.split('?', 1)[0];
+    // "102 Processing": a transaction may wait long, for a database to come back or for the outcome of its COMMIT.
+    const beat = path.startsWith('/transaction/') && setInterval(() => response.writeProcessing(), HEARTBEAT);
     try {
-      const [status, body, headers] = await answer(request, path);
+      const [status, body, headers] = await answer(request, path, clientOf(request));
       response.writeHead(status, { ...JSON_TYPE, ...headers }).end(body);
     } catch (error) {
+      if (error instanceof Unsettled) {
+        request.socket.resetAndDestroy(); // the client sees a broken connection: it knows that it does not know
+        return;
+      }
       if (error instanceof MalformedQuery || error instanceof SyntaxError) {
         const errors = [prismaError('P2009', `Failed to validate the query: ${error.message}`)];
         response.writeHead(200, JSON_TYPE).end(JSON.stringify({ errors }));
@@ -41,13 +48,22 @@ export function listener(engine, translator, database, fail) {
       log('error', 'a query failed inside the engine', { reason: error.stack ?? String(error) });
       response.writeHead(500, { ...JSON_TYPE, connection: 'close' }).end(JSON.stringify(prismaError('P2037', 'The query engine failed')));
       if (error instanceof EnginePanic) fail(error);
+    } finally {
+      clearInterval(beat);
     }
   };
 }
 
+// A client is there as long as the port that it asked by; its connections come and go.
+function clientOf({ socket }) {
+  return { isHere: () => socket.server.listening };
+}
+
+// "Please retry" comes as an error of a query does: that is where clients look for its code.
 // The native server's statuses: gone 404, closed 422 (the body says so), anything else 500.
 function transaction(result) {
   if (result.error_code === undefined) return [200, JSON.stringify(result)];
+  if (result.error_code === 'P2034') return [200, JSON.stringify({ errors: [{ error: result.message, user_facing_error: result }] })];
   const said = String(result.meta?.error ?? '');
   if (result.error_code !== 'P2028') return [500, JSON.stringify(result)];
   if (said.startsWith('Transaction not found')) return [404, JSON.stringify(result)];

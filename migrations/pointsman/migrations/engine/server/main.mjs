@@ -26,10 +26,11 @@ function fail(error) {
   process.exit(PANIC);
 }
 
-async function stop(database) {
+async function stop({ database, engine }) {
   if (stopping) return;
   stopping = true;
   setTimeout(() => process.exit(0), GRACE).unref();
+  engine.stop();
   await ports?.close();
   await database.close();
   process.exit(0);
@@ -40,25 +41,26 @@ async function start(line) {
   const options = parseUrl(databaseUrl);
   const text = readFileSync(schema, 'utf8');
   const database = new Database(options);
-  for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => void stop(database));
   const engine = new Engine(text, database, options);
+  for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => void stop({ database, engine }));
   await engine.connect();
-  ports = new Ports(directory, listener(engine, new Translator(parseSchema(text)), database, fail));
+  const answers = listener(engine, new Translator(parseSchema(text)), database, fail);
+  ports = new Ports(directory, answers, () => void engine.forsake().catch(fail));
   ports.open();
   log('ready', 'query engine ready', { database: options.where, connections: options.pool.max });
-  return database;
+  return { database, engine };
 }
 
 process.on('uncaughtException', fail);
 process.on('unhandledRejection', fail);
 
 const input = createInterface({ input: process.stdin });
-let database;
+let started;
 input.once('line', (line) => {
-  database = start(line).catch((error) => {
+  started = start(line).catch((error) => {
     log('critical', 'the query engine cannot start', { reason: error.message });
     process.exit(1);
   });
 });
 // End of input: the parent is gone.
-input.once('close', async () => (database ? stop(await database) : process.exit(0)));
+input.once('close', async () => (started ? stop(await started) : process.exit(0)));

@@ -14,13 +14,16 @@ const NAME = /^[1-9]\d{0,4}$/;
 export class Ports {
   #directory;
   #listener;
+  #onClosed;
   #servers = new Map();
   #watcher;
   #timer;
 
-  constructor(directory, listener) {
+  /** @param {() => void} onClosed called after ports whose clients are gone were closed */
+  constructor(directory, listener, onClosed) {
     this.#directory = directory;
     this.#listener = listener;
+    this.#onClosed = onClosed;
   }
 
   open() {
@@ -43,6 +46,7 @@ export class Ports {
       if (registered.has(port) && this.#isJoined(port)) continue;
       this.#servers.delete(port);
       void stop(server);
+      this.#onClosed();
       log('debug', 'port closed', { port: Number(port) });
     }
     for (const port of registered) {
