@@ -1,11 +1,16 @@
 // Prisma's driver adapter over the `pg` pool: how the WASM engine reaches Postgres.
 // Interface: DriverAdapter of @prisma/driver-adapter-utils 5.17. Unlike @prisma/adapter-pg this one knows all column types
-// (types.mjs), keeps the session in UTC, speaks TLS "prefer", and never hands out a connection again that failed or is still busy.
-import { err, ok, pg } from './deps.mjs';
-import { log } from './log.mjs';
+// (types.mjs), keeps the session in UTC, finds the server that can be written to (connect.mjs), and never hands out a connection
+// again that failed or is still busy (pool.mjs).
+import { Connector } from './connect.mjs';
+import { err, ok } from './deps.mjs';
+import { Pool } from './pool.mjs';
+import { watched } from './pulse.mjs';
+import { Transaction } from './transaction.mjs';
 import { columnType, typeParsers } from './types.mjs';
 
-const NO_TLS = 'The server does not support SSL connections';
+export const READ_ONLY = '25006'; // read_only_sql_transaction: the server was demoted, or is a standby
+const IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on' OR pg_is_in_recovery() AS answer";
 
 /** What the pool and the engine's adapter are built from; see `parseUrl`. */
 export class Database {
@@ -13,18 +18,17 @@ export class Database {
   adapterName = 'pointsman-pg';
   #options;
   #pool;
+  #reserved = [];
 
   constructor(options) {
     this.#options = options;
-    this.#pool = new pg.Pool({ ...options.client, ...options.pool, Client: clientClass(options) });
-    // Without a listener, an idle connection that the server closes would end this process.
-    this.#pool.on('error', (error) => log('debug', 'an idle connection was lost', { reason: error.message }));
-    this.#pool.on('connect', (client) => client.on('error', () => {}));
+    const connector = new Connector(options);
+    this.#pool = new Pool(() => connector.open(), { ...options.pool, patience: options.poolTimeout });
   }
 
   /** Connections: open, idle, and queries waiting for one. */
   get load() {
-    return { open: this.#pool.totalCount, idle: this.#pool.idleCount, waiting: this.#pool.waitingCount };
+    return { open: this.#pool.open, idle: this.#pool.idle, waiting: this.#pool.waiting };
   }
 
   getConnectionInfo() {
@@ -39,9 +43,39 @@ export class Database {
     return affected(await this.#once(query));
   }
 
+  /** What the engine calls for a transaction; `reserve` has put a connection aside for those that clients start. */
   async startTransaction() {
-    const client = await this.#connect();
-    return client.ok ? ok(new Transaction(client.value)) : client;
+    return ok(new Transaction(this.#pool, this.#reserved.shift() ?? (await this.#pool.acquire())));
+  }
+
+  /** Get a connection for the next `startTransaction`; at most one that is writable, if asked for. Throws as `acquire` does. */
+  async reserve(writable = false) {
+    const client = await this.#pool.acquire();
+    try {
+      if (writable && (await watched(client, () => client.query(IS_READ_ONLY))).rows[0].answer) {
+        throw Object.assign(new Error('cannot execute a write in a read-only transaction'), { code: READ_ONLY, severity: 'ERROR' });
+      }
+    } catch (error) {
+      this.#pool.release(client, true);
+      throw error;
+    }
+    return client;
+  }
+
+  /** Have the next `startTransaction` use what `reserve` gave; `take` it back when that did not happen, or `giveBack` at once. */
+  hand(client) {
+    this.#reserved.push(client);
+  }
+
+  giveBack(client) {
+    this.#pool.release(client);
+  }
+
+  take(client) {
+    const at = this.#reserved.indexOf(client);
+    if (at < 0) return;
+    this.#reserved.splice(at, 1);
+    this.#pool.release(client);
   }
 
   /** Close all connections; those in use when they come back. */
@@ -49,86 +83,29 @@ export class Database {
     await this.#pool.end();
   }
 
-  async #once(query) {
-    const client = await this.#connect();
-    if (!client.ok) return client;
+  async #once(query, again = true) {
+    const client = await this.#pool.acquire();
     try {
-      const result = await run(client.value, query);
-      client.value.release();
+      const result = await run(client, query);
+      this.#pool.release(client);
       return result;
     } catch (error) {
-      client.value.release(true); // broken, or busy with a query that took too long
-      throw error;
+      this.#pool.release(client, true); // broken, or busy with a query that took too long
+      if (error.code !== READ_ONLY) throw error;
+      this.#pool.retire();
+      if (!again) throw error;
+      return this.#once(query, false); // it was not carried out; the hosts are asked anew who may be written to
     }
-  }
-
-  async #connect() {
-    try {
-      return ok(await this.#pool.connect());
-    } catch (error) {
-      if (error.message === NO_TLS && this.#options.preferTls) {
-        this.#pool.options.ssl = false;
-        return this.#connect();
-      }
-      error.whileConnecting = true;
-      throw error;
-    }
-  }
-}
-
-class Transaction {
-  provider = 'postgres';
-  adapterName = 'pointsman-pg';
-  options = { usePhantomQuery: false }; // the engine sends BEGIN, COMMIT and ROLLBACK itself
-  #client;
-  #broken = false;
-  #released = false;
-
-  constructor(client) {
-    this.#client = client;
-  }
-
-  async queryRaw(query) {
-    return rows(await this.#run(query));
-  }
-
-  async executeRaw(query) {
-    return affected(await this.#run(query));
-  }
-
-  async commit() {
-    this.#release();
-    return ok(undefined);
-  }
-
-  async rollback() {
-    this.#release();
-    return ok(undefined);
-  }
-
-  async #run(query) {
-    try {
-      return await run(this.#client, query);
-    } catch (error) {
-      this.#broken = true;
-      throw error;
-    }
-  }
-
-  // The engine calls commit or rollback in the end, also when the statement of that name failed.
-  #release() {
-    if (this.#released) return;
-    this.#released = true;
-    this.#client.release(this.#broken);
   }
 }
 
 // A failure that Postgres reports is a value the engine knows; anything else is thrown and ends up in the error registry.
-async function run(client, query) {
+export async function run(client, query) {
   try {
     const values = query.args.map(argument);
     // `extended`, as the native engine does it: exactly one statement, also where there are no values.
-    return ok(await client.query({ text: query.sql, values, rowMode: 'array', types: typeParsers, queryMode: 'extended' }));
+    const asked = { text: query.sql, values, rowMode: 'array', types: typeParsers, queryMode: 'extended' };
+    return ok(await watched(client, () => client.query(asked)));
   } catch (error) {
     if (typeof error.code === 'string' && typeof error.severity === 'string' && (!isGone(error.code) || isMiscount(error))) {
       const { code, severity, message, detail, column, hint } = error;
@@ -138,8 +115,8 @@ async function run(client, query) {
   }
 }
 
-/** SQLSTATEs that mean: this connection is over (class 08, and the shutdown codes of class 57). */
-export const isGone = (code) => code.startsWith('08') || ['57P01', '57P02', '57P03', '57P05'].includes(code);
+/** SQLSTATEs that mean: this connection is over (class 08, the shutdown codes of class 57, a server that only reads). */
+export const isGone = (code) => code.startsWith('08') || ['57P01', '57P02', '57P03', '57P05', READ_ONLY].includes(code);
 
 // Class 08 all the same: a statement with more or fewer values than it has parameters. (A pooler's 08P01 is FATAL.)
 const isMiscount = (error) => error.code === '08P01' && error.severity === 'ERROR';
@@ -149,25 +126,11 @@ function argument(value) {
   return Array.isArray(value) ? value.map(argument) : value;
 }
 
-const rows = (result) =>
+export const rows = (result) =>
   result.map(({ fields, rows: values }) => ({
     columnNames: fields.map((field) => field.name),
     columnTypes: fields.map((field) => columnType(field.dataTypeID)),
     rows: values,
   }));
 
-const affected = (result) => result.map(({ rowCount }) => rowCount ?? 0);
-
-function clientClass(options) {
-  return class extends pg.Client {
-    constructor(config) {
-      // The pool hides the password from enumeration, so a spread alone would lose it.
-      const { password, ssl } = config;
-      super({ ...config, password, ssl, connectionTimeoutMillis: options.client.connectionTimeoutMillis });
-    }
-
-    getStartupConf() {
-      return { ...super.getStartupConf(), ...options.startup };
-    }
-  };
-}
+export const affected = (result) => result.map(({ rowCount }) => rowCount ?? 0);
