@@ -31,6 +31,9 @@ STOP_TIMEOUT = 8.0
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
 """Seconds before the first restart, and at most; doubling in between."""
 
+PATIENCE = 300.0
+"""Seconds that a transaction of LiteLLM's spend waits for a database that is away, and that the outcome of a COMMIT is looked for."""
+
 STEADY = 30.0
 """An engine that ran this many seconds was fine; the next restart is quick again."""
 
@@ -48,10 +51,14 @@ class QueryEngine:
         database_url: in Prisma's dialect; ``connection_limit`` and ``pool_timeout`` are honoured for the whole instance.
         run_dir: private directory of this run; the engine's files go below it.
         env: the process environment; looked up when absent.
+        patience: seconds, see `PATIENCE`.
     """
 
-    def __init__(self, database_url: str, run_dir: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, database_url: str, run_dir: Path, env: Mapping[str, str] | None = None, *, patience: float = PATIENCE
+    ) -> None:
         self._database_url = database_url
+        self._patience = patience
         self._directory = run_dir / "engine"
         self._env = environment() if env is None else dict(env)
         self._process: asyncio.subprocess.Process | None = None
@@ -182,7 +189,12 @@ class QueryEngine:
             asyncio.create_task(self._read(process.stdout, logging.WARNING)),
             asyncio.create_task(self._read(process.stderr, logging.ERROR)),
         ]
-        settings = {"databaseUrl": self._database_url, "schema": str(layout.schema), "ports": str(self._ports)}
+        settings = {
+            "databaseUrl": self._database_url,
+            "schema": str(layout.schema),
+            "ports": str(self._ports),
+            "patience": int(self._patience * 1000),
+        }
         try:
             # The pipe stays open: its end tells the engine that we are gone.
             process.stdin.write(json.dumps(settings).encode() + b"\n")

@@ -10,7 +10,6 @@ const REMEMBERED = 1000; // closed transactions that a late call may still name
 // LiteLLM writes spend in transactions that may last a minute, and forgets what it cannot write in four tries. So these wait for
 // a database that is away; what a client of the gateway waits for is shorter, and fails at once.
 const LONG = 60_000; // ms a transaction may last, to be one that waits
-const PATIENCE = 300_000; // ms that it waits for a connection that can be written to
 const ASK_AGAIN = 250; // ms
 const BEGIN_LONGEST = 30_000; // ms; the connection is there already
 const START = 'Transaction API error: Unable to start a transaction in the given time.';
@@ -25,6 +24,7 @@ export class Engine {
   #wasm;
   #errors;
   #database;
+  #patience;
   #open = new Map(); // transaction -> client, whatever `start` was given as such
   #closed = new Set();
   #stopping = new AbortController();
@@ -34,6 +34,7 @@ export class Engine {
   constructor(schema, database, options) {
     const adapter = bindAdapter(database);
     this.#database = database;
+    this.#patience = options.patience;
     this.#errors = new ErrorMapper(adapter.errorRegistry, options);
     const QueryEngine = loadQueryEngine();
     this.#wasm = new QueryEngine(
@@ -84,7 +85,7 @@ export class Engine {
   async start({ max_wait: maxWait = 2000, timeout = 5000, isolation_level: isolation }, client = { isHere: () => true }) {
     const asked = JSON.stringify({ max_wait: BEGIN_LONGEST, timeout, isolation_level: isolation });
     const patient = timeout >= LONG;
-    const until = performance.now() + (patient ? PATIENCE : 0);
+    const until = performance.now() + this.#patience;
     for (;;) {
       const answer = await this.#begin(asked, patient, maxWait);
       if (answer.id !== undefined && client.isHere()) {

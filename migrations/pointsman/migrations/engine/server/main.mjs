@@ -2,8 +2,8 @@
 //
 //   node main.mjs <directory that holds node_modules>
 //
-// The first line of stdin is JSON: {databaseUrl, schema, ports}: the URL (not on the command line, where others could read the
-// password), the path of the schema file and the directory of registered ports. stdin stays open as long as the parent lives; when
+// The first line of stdin is JSON: {databaseUrl, schema, ports, patience}: the URL (not on the command line, where others could read
+// the password), the path of the schema file, the directory of registered ports, and how long (ms) spend waits for the database. stdin stays open as long as the parent lives; when
 // it ends, so does the server. stdout carries JSON lines: {"level": "ready"} once, else logs.
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
@@ -37,8 +37,8 @@ async function stop({ database, engine }) {
 }
 
 async function start(line) {
-  const { databaseUrl, schema, ports: directory } = JSON.parse(line);
-  const options = parseUrl(databaseUrl);
+  const { databaseUrl, schema, ports: directory, patience } = JSON.parse(line);
+  const options = { ...parseUrl(databaseUrl), patience };
   const text = readFileSync(schema, 'utf8');
   const database = new Database(options);
   const engine = new Engine(text, database, options);

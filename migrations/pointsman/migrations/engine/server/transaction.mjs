@@ -17,7 +17,6 @@ const END = 'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backen
 const NEVER_SEEN = '22023'; // "transaction ID is in the future": this server, promoted since, has never heard of it
 const NOT_ALLOWED = '42501'; // reading the control file, by a server more strict than Postgres is by itself
 const ASK_AGAIN = 250; // ms
-const ASK_LONGEST = 240_000; // ms; the database may take that long to come back
 
 export class Transaction {
   provider = 'postgres';
@@ -25,12 +24,15 @@ export class Transaction {
   options = { usePhantomQuery: false }; // the engine sends BEGIN, COMMIT and ROLLBACK itself
   #pool;
   #client;
+  #patience;
   #broken = false;
   #released = false;
 
-  constructor(pool, client) {
+  /** @param {number} patience ms that the outcome of a COMMIT is looked for: the database may take that long to come back */
+  constructor(pool, client, patience) {
     this.#pool = pool;
     this.#client = client;
+    this.#patience = patience;
   }
 
   async queryRaw(query) {
@@ -75,7 +77,7 @@ export class Transaction {
 
   // Throws when it cannot be found out; nobody may send the same again then.
   async #happened(own, error) {
-    const until = performance.now() + ASK_LONGEST;
+    const until = performance.now() + this.#patience;
     for (;;) {
       const status = await outcome(this.#pool, own);
       if (status === 'committed' || status === 'aborted') {
