@@ -10,25 +10,29 @@ import hashlib
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pointsman.database_parts import Parts
-from pointsman.errors import DatabaseError
+from pointsman.errors import ConfigError, DatabaseError
 
 __all__ = [
     "address",
     "check",
+    "environment_url",
     "libpq_url",
     "migration_url",
     "own_schema",
     "parts_of",
     "redact",
     "schema_of",
+    "token_auth",
     "unreachable",
 ]
 
 _NAME_BYTES = 63
 _SCHEMES = ("postgresql", "postgres")
+# What LiteLLM takes for yes and no.
+_YES, _NO = {"1", "on", "t", "true", "y", "yes"}, {"", "0", "f", "false", "n", "no", "off"}
 _MEND = "write it as postgresql://user:password@host:5432/database; percent-encode special characters of the password"
 # What both understand alike, or libpq alone. Prisma-only and dropped: schema, connection_limit, pool_timeout, socket_timeout,
 # pgbouncer, statement_cache_size, sslidentity, sslaccept, and what LiteLLM adds.
@@ -133,17 +137,73 @@ def own_schema(url: str) -> str:
     return name
 
 
+def token_auth(env: Mapping[str, str]) -> bool:
+    """Whether the password is a token of AWS (`IAM_TOKEN_DB_AUTH`, LiteLLM's name).
+
+    Raises:
+        ConfigError: E4203, neither a yes nor a no; or Azure's tokens are asked for, which we do not have.
+    """
+    values = {}
+    for name in ("IAM_TOKEN_DB_AUTH", "AZURE_POSTGRESQL_AUTH"):
+        text = env.get(name, "").strip().lower()
+        if text not in _YES | _NO:
+            raise ConfigError(f"{name} is neither true nor false", code="E4203", where=name, mend="write True or False")
+        values[name] = text in _YES
+    if values["AZURE_POSTGRESQL_AUTH"]:
+        raise ConfigError(
+            "database tokens of Azure are not supported",
+            code="E4203",
+            where="AZURE_POSTGRESQL_AUTH",
+            mend="unset it; keep a token fresh in a file and name that in DATABASE_PASSWORD_FILE",
+        )
+    return values["IAM_TOKEN_DB_AUTH"]
+
+
+def environment_url(env: Mapping[str, str]) -> str | None:
+    """The database URL that the environment names: `DATABASE_URL`, else made from LiteLLM's single variables.
+
+    Those are `DATABASE_HOST`, `DATABASE_PORT`, `DATABASE_USER` (or `_USERNAME`), `DATABASE_PASSWORD`, `DATABASE_NAME`,
+    `DATABASE_SCHEMA`, `DATABASE_SSLMODE` and `DATABASE_SSLROOTCERT`. With `IAM_TOKEN_DB_AUTH` they come first, as in LiteLLM.
+
+    Raises:
+        ConfigError: E4203; E4204, tokens are asked for and nothing says for which database.
+    """
+    tokens = token_auth(env)
+    host, name = env.get("DATABASE_HOST"), env.get("DATABASE_NAME")
+    user = env.get("DATABASE_USER") or env.get("DATABASE_USERNAME")
+    url = env.get("DATABASE_URL") or None
+    if url is not None and not (tokens and host and user and name):
+        return url
+    if not (host and user and name):
+        if tokens:
+            raise ConfigError(
+                "IAM_TOKEN_DB_AUTH is set, and nothing says for which database",
+                code="E4204",
+                where="DATABASE_HOST, DATABASE_USER, DATABASE_NAME",
+                mend="set all three, or DATABASE_URL without a password",
+            )
+        return None
+    password = None if tokens or env.get("DATABASE_PASSWORD_FILE") else env.get("DATABASE_PASSWORD")
+    userinfo = quote(unquote(user) if tokens else user, safe="") + (f":{quote(password, safe='')}" if password else "")
+    names = (("schema", "DATABASE_SCHEMA"), ("sslmode", "DATABASE_SSLMODE"), ("sslrootcert", "DATABASE_SSLROOTCERT"))
+    query = tuple((key, env[variable]) for key, variable in names if env.get(variable))
+    authority = f"[{host}]" if ":" in host and not host.startswith("[") and host.count(":") > 1 else host
+    if port := env.get("DATABASE_PORT"):
+        authority = f"{authority}:{port}"
+    return str(Parts("postgresql", userinfo, authority, quote(name, safe=""), query))
+
+
 def migration_url(env: Mapping[str, str], url: str | None = None) -> str | None:
     """Where the schema is changed: `DIRECT_URL` (LiteLLM's and Prisma's name), which goes past a connection pooler.
 
     Args:
         env: the environment.
-        url: the gateway's own database URL; `DATABASE_URL` of `env` by default, and the answer where there is no `DIRECT_URL`.
+        url: the gateway's own database URL; that of `env` by default, and the answer where there is no `DIRECT_URL`.
 
     Returns:
         None when there is neither. A `schema` that only the gateway's URL names holds for both: it is the same database.
     """
-    url = url or env.get("DATABASE_URL") or None
+    url = url or environment_url(env)
     direct = env.get("DIRECT_URL") or None
     if direct is None or url is None:
         return direct or url

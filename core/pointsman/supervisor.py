@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pointsman import litellm_config
+from pointsman.database_credentials import DatabaseAccess
 from pointsman.database_url import migration_url
 from pointsman.decisions.store import maintain
 from pointsman.embedded_postgres import EmbeddedPostgres
@@ -29,7 +30,7 @@ from pointsman.migrations.engine import QueryEngine
 from pointsman.migrations.indexes import build_indexes_task
 from pointsman.migrations.runner import migrate
 from pointsman.process.config_sync import ConfigSync
-from pointsman.process.environment import candidate_aliases, pooled_url, worker_environment
+from pointsman.process.environment import candidate_aliases, most_connections, pooled_url, worker_environment
 from pointsman.process.listen import bind
 from pointsman.process.pool import WorkerPool
 from pointsman.process.progress import Progress
@@ -159,10 +160,9 @@ class Supervisor:
         stack.callback(sock.close)
         run_dir = Path(tempfile.mkdtemp(prefix="pointsman-"))
         stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
-        self._database_url = url = await self._database(stack)
-        direct = migration_url(self._env, url) if url is not None and not options.embedded else url
-
-        engine = QueryEngine(pooled_url(url, config.effective, options.workers), run_dir) if url is not None else None
+        url, direct = await self._database(stack, run_dir)
+        self._database_url = url
+        engine = QueryEngine(self._pooled(url), run_dir) if url is not None else None
         if engine is not None:
             stack.push_async_callback(engine.stop)
         environment = worker_environment(
@@ -213,7 +213,8 @@ class Supervisor:
         assert self._config_sync is not None  # noqa: S101 - narrows the type; set before anybody asks
         return groups_in_use(self.config.settings, self._config_sync.models)
 
-    async def _database(self, stack: AsyncExitStack) -> str | None:
+    async def _database(self, stack: AsyncExitStack, run_dir: Path) -> tuple[str | None, str | None]:
+        """The database's URL and the one to change its schema by; passwords that change are kept fresh from here on."""
         if self.options.embedded:
             options = self.options
             postgres = EmbeddedPostgres(options.data_dir, address=f"{options.host}:{options.port}")
@@ -221,11 +222,27 @@ class Supervisor:
             with self.progress.step("Postgres"):
                 own = await postgres.start()
             self._postgres = postgres
-            return own
+            return own, own
         url = self.config.database_url
         if url is None:
             self.progress.say("  ! no DATABASE_URL: no virtual keys, no spend, no decision records")
-        return url
+            return None, None
+        if self._env.get("DATABASE_URL_READ_REPLICA"):
+            self.progress.say("  ! DATABASE_URL_READ_REPLICA is not used: everything goes to DATABASE_URL")
+        access = DatabaseAccess(self._env, run_dir)
+        direct = migration_url(self._env, url) or url
+        urls = await asyncio.to_thread(access.url, url), await asyncio.to_thread(access.url, direct)
+        if access.changing:
+            self._spawn(access.run())
+        return urls
+
+    def _pooled(self, url: str) -> str:
+        config, workers = self.config, self.options.workers
+        pooled = pooled_url(url, config.effective, workers)
+        strategies, decisions = bool(config.settings.strategies), config.settings.decisions.enabled
+        most = most_connections(pooled, workers, decisions=decisions, strategies=strategies)
+        self.progress.detail(f"database connections: {most} at most")
+        return pooled
 
     async def _migrate(self, url: str) -> None:
         """Apply what is pending; a database that cannot be reached yet is waited for."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pointsman.database_url import parts_of
-from pointsman.errors import DatabaseError
+from pointsman.database_url import environment_url, parts_of
+from pointsman.errors import ConfigError, DatabaseError
 from pointsman.litellm_config.detect import PROVIDER_KEYS
 from pointsman.litellm_config.models import Deployment, near_miss
 from pointsman.litellm_config.problems import KeyPath, Problem
@@ -212,7 +212,11 @@ def check_environment(source: Source, env: Mapping[str, str]) -> str | None:
         _environment(source, "LITELLM_CONFIG_BUCKET_NAME", "E4203", message, "Unset it; fetch the file before the start.")
     _check_master_key(source, env)
     given = _section(source, "general_settings").get("database_url")
-    url = resolve(given, env) or env.get("DATABASE_URL") or None
+    try:
+        url = resolve(given, env) or environment_url(env)
+    except ConfigError as error:
+        _environment(source, error.where or "DATABASE_URL", error.code, error.message, error.mend or "")
+        return None
     if url is not None:
         try:
             parts = parts_of(url)
