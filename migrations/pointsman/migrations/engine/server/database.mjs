@@ -6,6 +6,7 @@ import { Connector } from './connect.mjs';
 import { err, ok } from './deps.mjs';
 import { Pool } from './pool.mjs';
 import { watched } from './pulse.mjs';
+import { Statements, send } from './statements.mjs';
 import { Transaction } from './transaction.mjs';
 import { columnType, typeParsers } from './types.mjs';
 
@@ -23,7 +24,8 @@ export class Database {
   constructor(options) {
     this.#options = options;
     const connector = new Connector(options);
-    this.#pool = new Pool(() => connector.open(), { ...options.pool, patience: options.poolTimeout });
+    const statements = new Statements(options.statements);
+    this.#pool = new Pool(async () => statements.adopt(await connector.open()), { ...options.pool, patience: options.poolTimeout });
   }
 
   /** Connections: open, idle, and queries waiting for one. */
@@ -45,7 +47,8 @@ export class Database {
 
   /** What the engine calls for a transaction; `reserve` has put a connection aside for those that clients start. */
   async startTransaction() {
-    return ok(new Transaction(this.#pool, this.#reserved.shift() ?? (await this.#pool.acquire())));
+    const client = this.#reserved.shift() ?? (await this.#pool.acquire());
+    return ok(new Transaction(this.#pool, client, this.#options.patience));
   }
 
   /** Get a connection for the next `startTransaction`; at most one that is writable, if asked for. Throws as `acquire` does. */
@@ -86,7 +89,7 @@ export class Database {
   async #once(query, again = true) {
     const client = await this.#pool.acquire();
     try {
-      const result = await run(client, query);
+      const result = await run(client, query, true);
       this.#pool.release(client);
       return result;
     } catch (error) {
@@ -100,12 +103,13 @@ export class Database {
 }
 
 // A failure that Postgres reports is a value the engine knows; anything else is thrown and ends up in the error registry.
-export async function run(client, query) {
+// `alone`: not inside a transaction.
+export async function run(client, query, alone = false) {
   try {
     const values = query.args.map(argument);
     // `extended`, as the native engine does it: exactly one statement, also where there are no values.
     const asked = { text: query.sql, values, rowMode: 'array', types: typeParsers, queryMode: 'extended' };
-    return ok(await watched(client, () => client.query(asked)));
+    return ok(await watched(client, () => send(client, asked, alone)));
   } catch (error) {
     if (typeof error.code === 'string' && typeof error.severity === 'string' && (!isGone(error.code) || isMiscount(error))) {
       const { code, severity, message, detail, column, hint } = error;

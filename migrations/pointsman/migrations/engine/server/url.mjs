@@ -17,7 +17,7 @@ const SHAPE = /^(\w[\w+.-]*):\/\/(?:(.*?)@(?=[^@/]*(?:[/?]|$)))?([^/?#]*)(?:\/([
  * @param {string} text postgresql://user:password@host:port,host:port/database?parameters
  * @returns {{pool: object, client: object, hosts: {host: string, hostaddr?: string, port: number}[], tls: object, schema: string,
  *   startup: object, session: string, shuffle: boolean, channelBinding: string, methods?: object, passfile?: string,
- *   where: string, database: string, user: string, poolTimeout: number}} times in milliseconds, 0 is for ever
+ *   where: string, database: string, user: string, poolTimeout: number, statements: number}} times in milliseconds, 0 is for ever
  */
 export function parseUrl(text) {
   const found = SHAPE.exec(text);
@@ -48,6 +48,7 @@ export function parseUrl(text) {
     channelBinding: oneOf(parameters, 'channel_binding', ['disable', 'prefer', 'require'], 'prefer'),
     methods: methodsOf(parameters.get('require_auth')),
     passfile: parameters.get('passfile') || undefined,
+    statements: parameters.get('pgbouncer') === 'true' ? 0 : whole(parameters, 'statement_cache_size', 100),
     pool: {
       max: whole(parameters, 'connection_limit', availableParallelism() * 2 + 1) || 1,
       idle: seconds('max_idle_connection_lifetime', 300),
