@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from prisma import Prisma
 
-from engine.harness import EngineThread, Gate
+from engine.harness import EngineThread, Gate, Side
+from support.native import RecordingClient, compare, neutral_id
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +65,38 @@ async def gate(database: str) -> AsyncIterator[Gate]:
     await opened.open()
     yield opened
     await opened.shut()
+
+
+@pytest.fixture(scope="session")
+def side(request: pytest.FixtureRequest, new_database: Callable[[], str]) -> Iterator[Side]:
+    """The engine that conformance is tested on: ours, and with `--native-engine` Prisma's as well (support/native.py)."""
+    if request.param == "ours":
+        engine: EngineThread = request.getfixturevalue("engine")
+        binary, url = engine.engine.environment["PRISMA_QUERY_ENGINE_BINARY"], engine.url
+    else:
+        binary, url = str(Path(request.config.getoption("--native-engine")).resolve()), new_database() + "?connection_limit=8"
+    with psycopg.connect(url.partition("?")[0], autocommit=True) as sql:
+        yield Side(request.param, binary, url, sql)
+
+
+@pytest.fixture
+async def client(request: pytest.FixtureRequest, side: Side) -> AsyncIterator[Any]:
+    """A client of that engine. On the second engine the answers that it got must be those of the first."""
+    os.environ["PRISMA_QUERY_ENGINE_BINARY"] = side.binary
+    connected = RecordingClient(side.url)
+    await connected.connect()
+    yield connected
+    await connected.disconnect()
+    compare(request.config, side.name, request.node.nodeid, connected.answers)
+
+
+@pytest.fixture
+def sql(side: Side) -> Any:
+    """psycopg's connection to that engine's database: the second opinion on what a table holds."""
+    return side.sql
+
+
+@pytest.fixture
+def tag(request: pytest.FixtureRequest, side: Side) -> str:
+    """Prefix of this test's keys, the same on both engines: the database is shared."""
+    return sha256(neutral_id(side.name, request.node.nodeid).encode()).hexdigest()[:12]

@@ -7,16 +7,28 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psycopg
 from prisma import Prisma
 
 from pointsman.migrations.engine import QueryEngine
 
-__all__ = ["EngineThread", "Gate", "eventually", "is_alive", "through"]
+__all__ = ["EngineThread", "Gate", "Side", "eventually", "is_alive", "through"]
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """An engine that conformance is tested on: its name, executable and database, and psycopg's connection to that."""
+
+    name: str
+    binary: str
+    url: str
+    sql: psycopg.Connection[Any]
 
 
 def eventually(condition: Callable[[], Any], *, within: float = 15.0, what: str = "the condition") -> Any:

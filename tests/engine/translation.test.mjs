@@ -112,6 +112,8 @@ test('`update` of a single relation, whose model has a column `data`', () => {
   assert.deepEqual(direct.data.team.update, { data: json('{}') });
   const full = args('mutation { result: updateOneKey(data: {team: {update: {where: {id: "a"}, data: {data: "{}"}}}}) { token } }');
   assert.deepEqual(full.data.team.update, { where: { id: 'a' }, data: { data: json('{}') } });
+  const short = args('mutation { result: updateOneKey(data: {team: {update: {data: {data: "{}"}}}}) { token } }');
+  assert.deepEqual(short.data.team.update, { data: { data: json('{}') } });
 });
 
 test('filters', () => {

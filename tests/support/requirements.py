@@ -19,7 +19,7 @@ from support.marks import ROOT, TESTS, scan
 
 __all__ = ["AREAS", "LIST", "MANIFEST", "Requirement", "Row", "coverage_page", "ids_of", "manifest", "mismatches", "proofs"]
 
-pytest_plugins = ["support.shards"]
+pytest_plugins = ["support.shards", "support.native"]
 
 MANIFEST = TESTS / "requirements.yaml"
 # The list that the project was handed; it lies beside a checkout, not in it.

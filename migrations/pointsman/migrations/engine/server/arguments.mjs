@@ -88,11 +88,14 @@ export class ArgumentEncoder {
   }
 }
 
-// `update` of a list relation is {where, data}; of a single one it is the data itself, or {where, data}, or {data}.
+// `update` of a list relation is {where, data}; of a single one it is the data itself, or {where, data}, or {data}. Where the
+// model has a column `data`, that one is text, never an object.
 function isOperation(value, field, known) {
   if (field.list) return true;
-  const names = value.kind === 'ObjectValue' ? value.fields.map(({ name }) => name.value) : [];
-  return names.includes('data') && (names.includes('where') || !known.has('data'));
+  const fields = value.kind === 'ObjectValue' ? value.fields : [];
+  const data = fields.find(({ name }) => name.value === 'data');
+  if (data === undefined) return false;
+  return data.value.kind === 'ObjectValue' || !known.has('data') || fields.some(({ name }) => name.value === 'where');
 }
 
 // A value of a Json column, or a filter on one.

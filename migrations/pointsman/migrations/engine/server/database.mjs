@@ -112,8 +112,8 @@ export async function run(client, query, alone = false) {
     return ok(await watched(client, () => send(client, asked, alone)));
   } catch (error) {
     if (typeof error.code === 'string' && typeof error.severity === 'string' && (!isGone(error.code) || isMiscount(error))) {
-      const { code, severity, message, detail, column, hint } = error;
-      return err({ kind: 'Postgres', code, severity, message, detail, column, hint });
+      const { severity, detail, column, hint } = error;
+      return err({ kind: 'Postgres', ...codeBefore18(error), severity, detail, column, hint });
     }
     throw error;
   }
@@ -124,6 +124,12 @@ export const isGone = (code) => code.startsWith('08') || ['57P01', '57P02', '57P
 
 // Class 08 all the same: a statement with more or fewer values than it has parameters. (A pooler's 08P01 is FATAL.)
 const isMiscount = (error) => error.code === '08P01' && error.severity === 'ERROR';
+
+// Postgres 18 has a code of its own for ON DELETE RESTRICT; the engine makes P2003 only of the one that older servers gave.
+function codeBefore18({ code, message }) {
+  if (code !== '23001') return { code, message };
+  return { code: '23503', message: message.replace('violates RESTRICT setting of foreign key', 'violates foreign key') };
+}
 
 function argument(value) {
   if (ArrayBuffer.isView(value)) return Buffer.from(value.buffer, value.byteOffset, value.byteLength);
