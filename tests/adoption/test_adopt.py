@@ -177,7 +177,6 @@ class TestRefused:
         assert "sk-another" not in text
         assert "no key was given" in self.refuse(adopter, url, Keys())
         # One row from the time of another key: LiteLLM could not read it either, and it can be left behind.
-        other = encrypt("lost", "sk-earlier")
         value = json.dumps({"OLD_SETTING": encrypt("lost", "sk-earlier")})
         with psycopg.connect(url) as connection:
             query = """UPDATE "LiteLLM_Config" SET param_value = %s WHERE param_name = 'environment_variables'"""
