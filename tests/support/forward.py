@@ -1,14 +1,17 @@
-"""A TCP door before a server: a fixed port that can be closed and opened, and moved to another server behind it."""
+"""A TCP door before a server: a fixed port that can be closed and opened, and moved to another server behind it.
+
+`Balancer` is one before several servers, which get its connections in turns.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-__all__ = ["Door"]
+__all__ = ["Balancer", "Door"]
 
 T = TypeVar("T")
 
@@ -61,7 +64,7 @@ class Door:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            there_reader, there_writer = await self._connect()
         except OSError:
             writer.transport.abort()
             return
@@ -71,9 +74,34 @@ class Door:
         finally:
             self._writers -= {writer, there_writer}
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.target)
+
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65_536):
                 writer.write(data)
                 await writer.drain()
         writer.close()
+
+
+class Balancer(Door):
+    """Gives each connection to the next of its targets; one that refuses is passed over, as by a health check.
+
+    `served` counts the connections of each target.
+    """
+
+    def __init__(self, targets: Sequence[int]) -> None:
+        self._targets = list(targets)
+        self.served = dict.fromkeys(targets, 0)
+        super().__init__(targets[0])
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        for _ in self._targets:
+            target = self._targets.pop(0)
+            self._targets.append(target)
+            with contextlib.suppress(OSError):
+                streams = await asyncio.open_connection("127.0.0.1", target)
+                self.served[target] += 1
+                return streams
+        raise ConnectionRefusedError

@@ -145,6 +145,11 @@ ENVIRONMENT: tuple[Variable, ...] = (
         "Only where a callback or an `OTEL_` variable asks for traces: else every span would be printed.",
     ),
     Variable("LITELLM_DONT_SHOW_FEEDBACK_BOX", "true", "No banner among the log lines."),
+    Variable(
+        "REDIS_CIRCUIT_BREAKER_RECOVERY_TIMEOUT",
+        "5",
+        "Seconds until a Redis that failed is tried again; for LiteLLM's 60 s the instances would not share limits.",
+    ),
     Variable("DISABLE_SCHEMA_UPDATE", "true", "The supervisor migrates, once, before the workers start."),
     Variable(
         "STORE_MODEL_IN_DB", "True", "As `general_settings.store_model_in_db`, for code that asks before the file is read."
