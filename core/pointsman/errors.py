@@ -88,6 +88,8 @@ CATALOGUE: dict[str, ErrorSpec] = {
         ErrorSpec("E4505", 409, "adoption_refused", "The database cannot be adopted as it is; nothing was changed."),
         ErrorSpec("E4506", 500, "backup_failed", "A backup was not made, or is not as it was made."),
         ErrorSpec("E4507", 409, "restore_refused", "A backup was not restored; the database is as it was."),
+        ErrorSpec("E4508", 503, "database_pooled", "Migrations need a direct connection; a pooler in transaction mode is in between."),
+        ErrorSpec("E4509", 503, "schema_behind", "The schema is not that of this version, and this instance may not change it."),
         ErrorSpec("E4600", 500, "process_failed", "A part of the gateway did not start or stopped."),
         ErrorSpec("E4601", 500, "port_busy", "The port is taken."),
         ErrorSpec("E4602", 500, "data_directory", "The data directory cannot be used."),
