@@ -280,17 +280,38 @@ def redact(text: str, url: str) -> str:
     return text
 
 
+# What libpq or the server says -> what to do about it; the first that fits.
+_MENDS = (
+    (
+        "certificate authentication failed",
+        "the client certificate (sslcert, sslkey) must name the role that DATABASE_URL names",
+    ),
+    ("authentication failed", "check user and password in DATABASE_URL"),
+    ("no password supplied", "check user and password in DATABASE_URL"),
+    (
+        "does not match host name",
+        "write the name that the certificate has (hostaddr= can say the address), or sslmode=verify-ca",
+    ),
+    ("certificate has expired", "renew the server's certificate"),
+    ("certificate verify failed", "name the authority that signed the server's certificate, still valid, in sslrootcert"),
+    ("root certificate file", "name a readable file with the authority's certificate in sslrootcert"),
+    ("has group or world access", "chmod 600 the file named in sslkey"),
+    ("server does not support SSL", "turn on TLS at the server, or write sslmode=disable in DATABASE_URL"),
+    ("pg_hba.conf", "allow this user and address in the server's pg_hba.conf; `no encryption` there: write sslmode=require"),
+    ("permission denied for database", "GRANT CONNECT ON DATABASE ... TO the role"),
+    (" does not exist", "create the database (or user), or correct its name in DATABASE_URL"),
+    ("SSL", "check sslmode and certificates in DATABASE_URL"),
+    ("certificate", "check sslmode and certificates in DATABASE_URL"),
+    ("too many clients", "raise the server's max_connections or lower connection_limit"),
+    ("remaining connection slots", "raise the server's max_connections or lower connection_limit"),
+    ("session is read-only", "none of the hosts takes writes: promote one, or name the one that does"),
+    ("hot standby", "none of the hosts takes writes: promote one, or name the one that does"),
+)
+
+
 def unreachable(url: str, error: BaseException) -> DatabaseError:
     """E4500 for a failed connection, with host and port and the mend that fits what the server said."""
     said = " ".join(redact(str(error), url).split())
-    if "authentication failed" in said or "no password supplied" in said:
-        mend = "check user and password in DATABASE_URL"
-    elif "does not exist" in said:
-        mend = "create the database (or user), or correct its name in DATABASE_URL"
-    elif "SSL" in said or "certificate" in said:
-        mend = "check sslmode and certificates in DATABASE_URL"
-    elif "too many clients" in said or "remaining connection slots" in said:
-        mend = "raise the server's max_connections or lower connection_limit"
-    else:
-        mend = "check that the server runs and that host and port in DATABASE_URL are right"
+    otherwise = "check that the server runs and that host and port in DATABASE_URL are right"
+    mend = next((mend for words, mend in _MENDS if words in said), otherwise)
     return DatabaseError(f"the database cannot be reached: {said}", where=address(url), mend=mend)

@@ -43,12 +43,18 @@ class PgCluster:
         options: lines of postgresql.conf.
         hba: the text of pg_hba.conf.
         origin: another server; this one is a standby made from it by pg_basebackup.
+        binaries: of another Postgres than the embedded one, which e.g. knows no TLS.
     """
 
     def __init__(
-        self, directory: Path, options: dict[str, str] | None = None, hba: str = HBA, origin: PgCluster | None = None
+        self,
+        directory: Path,
+        options: dict[str, str] | None = None,
+        hba: str = HBA,
+        origin: PgCluster | None = None,
+        binaries: Path | None = None,
     ) -> None:
-        self._binaries = find_binaries()
+        self._binaries = binaries or (origin._binaries if origin is not None else find_binaries())
         self._identity = choose(self._binaries / "postgres")
         self.directory = directory
         self.data = directory / "data"
