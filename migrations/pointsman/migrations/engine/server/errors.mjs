@@ -3,6 +3,8 @@
 import { isGone } from './database.mjs';
 
 const EXTERNAL = 'P2036'; // "Error in external connector (id N)": the driver threw
+// LiteLLM looks for these words; without them it would tell its caller that the key is wrong (401), not the database away (503).
+const UNAVAILABLE = 'Cannot connect to the database.';
 const NETWORK = new Set([
   'ECONNREFUSED', 'ECONNRESET', 'ECONNABORTED', 'ENOTFOUND', 'EAI_AGAIN', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH', 'EPIPE', 'ENOENT',
   'EACCES', 'EADDRNOTAVAIL', 'ENETDOWN', 'EHOSTDOWN',
@@ -90,18 +92,23 @@ export class ErrorMapper {
     if (code === '28P01' || code === '28000') {
       const message =
         `Authentication failed against database server at \`${where}\`, ` +
-        `the provided database credentials for \`${user}\` are not valid.`;
+        `the provided database credentials for \`${user}\` are not valid. ${UNAVAILABLE}`;
       return prismaError('P1000', message, { database_host: where, database_user: user ?? '' });
     }
     if (code === '3D000') {
-      const message = `Database \`${database}\` does not exist on the database server at \`${where}\`.`;
+      const message = `Database \`${database}\` does not exist on the database server at \`${where}\`. ${UNAVAILABLE}`;
       return prismaError('P1003', message, { database_name: database });
+    }
+    if (error.whileConnecting && code === '42501') {
+      const message = `User \`${user}\` was denied access on the database \`${database}\`. ${UNAVAILABLE}`;
+      return prismaError('P1010', message, { database_user: user ?? '', database_name: database });
     }
     if (error.message === 'Query read timeout') {
       return prismaError('P1008', `Operations timed out after ${this.#options.client.query_timeout / 1000} seconds`, {});
     }
     const causes = error.errors ?? [error]; // AggregateError: one a network address
-    const refused = error.whileConnecting && error.severity === undefined; // not by Postgres: TLS, DNS, ...
+    // By anybody but a server that is only full: that one LiteLLM knows by its own code.
+    const refused = error.whileConnecting && !code.startsWith('53');
     if (refused || isGone(code) || BROKEN.test(error.message) || causes.some((cause) => NETWORK.has(cause.code))) {
       const [host, port] = splitAddress(where);
       return prismaError('P1001', `Can't reach database server at \`${where}\``, {
