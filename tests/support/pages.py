@@ -1,4 +1,4 @@
-"""The generated pages of docs/. `python -m support.pages` (with `tests` on the path) writes them; a test holds them fresh."""
+"""The generated pages of docs/, one of them in part. `python -m support.pages` (with `tests` on the path) writes them; a test holds them fresh."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pointsman.errors import CATALOGUE, PointsmanError
 from pointsman.http.tickets import HEADERS
 from pointsman.litellm_config.reference import configuration_page
+from support.conformance import database_page
 from support.marks import ROOT
 from support.requirements import coverage_page
 
@@ -48,6 +49,7 @@ def headers_page() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "docs/configuration.md": configuration_page,
     "docs/coverage.md": coverage_page,
+    "docs/database.md": database_page,
     "docs/errors.md": errors_page,
     "docs/headers.md": headers_page,
 }
