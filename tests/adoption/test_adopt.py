@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from pointsman.migrations.adoption import Keys, Options, Outcome, Report, adopt
+from pointsman.migrations.adoption.census import dropped_by, renamed_by, rewritten_by
 from pointsman.migrations.adoption.witness import Witness
 from pointsman.migrations.backup import restore
 from pointsman.migrations.runner import status
@@ -133,6 +134,16 @@ def test_history_as_it_really_is(fresh_database: Make, adopter: Adopter) -> None
     assert report.facts["history"]["late"] == [late.name]
     assert report.facts["history"]["rewritten"] == [files[3].name]
     assert report.facts["history"]["withdrawn"] == ["0_init", withdrawn.name]
+
+
+def test_what_migrations_rename_or_drop_is_seen_in_their_text() -> None:
+    files = litellm_migrations()
+    assert ("LiteLLM_MCPServerTable", "spec_version") in dropped_by(files)
+    assert {("LiteLLM_MCPServerTable", "alias"), ("LiteLLM_MCPServerTable", "server_name")} <= renamed_by(files)
+    assert "LiteLLM_ShadowEvalJob" in rewritten_by(files)
+    keys = {"LiteLLM_VerificationToken", "LiteLLM_CredentialsTable", "LiteLLM_ProxyModelTable"}
+    assert not keys & rewritten_by(files), "migrations that rewrite keys or secrets want a look"
+    assert not keys & {table for table, _ in dropped_by(files) | renamed_by(files)}
 
 
 def test_a_schema_pushed_without_a_ledger(fresh_database: Make, adopter: Adopter) -> None:

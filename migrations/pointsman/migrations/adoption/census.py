@@ -12,7 +12,19 @@ from psycopg import sql
 
 from pointsman.migrations.sources import Migration
 
-__all__ = ["Census", "Columns", "census", "columns_of", "digest", "others", "rewritten_by", "rights_lacking", "unique_indexes"]
+__all__ = [
+    "Census",
+    "Columns",
+    "census",
+    "columns_of",
+    "digest",
+    "dropped_by",
+    "others",
+    "renamed_by",
+    "rewritten_by",
+    "rights_lacking",
+    "unique_indexes",
+]
 
 Columns = dict[tuple[str, str], str]
 """(table, column) -> type, as `format_type` writes it."""
@@ -20,6 +32,9 @@ Columns = dict[tuple[str, str], str]
 LARGEST_DIGEST = 200_000
 """Rows up to which a table is digested; logs of requests beyond it are counted only."""
 
+_ALTERS = re.compile(r'ALTER\s+TABLE\s+(?:IF\s+EXISTS\s+)?(?:ONLY\s+)?"(LiteLLM_\w+)"([^;]*)', re.IGNORECASE)
+_DROPS = re.compile(r'DROP\s+COLUMN\s+(?:IF\s+EXISTS\s+)?"(\w+)"', re.IGNORECASE)
+_RENAMES = re.compile(r'RENAME\s+(?:COLUMN\s+)?"(\w+)"\s+TO\s+"(\w+)"', re.IGNORECASE)
 _WRITES = re.compile(r'\b(?:UPDATE|INSERT\s+INTO|DELETE\s+FROM)\s+(?:"?public"?\.)?"(LiteLLM_\w+)"', re.IGNORECASE)
 
 
@@ -122,6 +137,17 @@ def digest(connection: psycopg.Connection[Any], table: str, columns: Iterable[st
     names = sql.SQL(", ").join(sql.Identifier(name) for name in sorted(columns))
     row = connection.execute(query.format(names, sql.Identifier(table))).fetchone()
     return str(row[0]) if row else ""
+
+
+def dropped_by(migrations: Iterable[Migration]) -> set[tuple[str, str]]:
+    """(table, column) of the columns that these migrations drop, whatever becomes of the name later."""
+    return {(table, name) for one in migrations for table, rest in _ALTERS.findall(one.text) for name in _DROPS.findall(rest)}
+
+
+def renamed_by(migrations: Iterable[Migration]) -> set[tuple[str, str]]:
+    """(table, column) of the names that these migrations give up or give anew."""
+    found = [(table, rest) for one in migrations for table, rest in _ALTERS.findall(one.text)]
+    return {(table, name) for table, rest in found for pair in _RENAMES.findall(rest) for name in pair}
 
 
 def rewritten_by(migrations: Iterable[Migration]) -> set[str]:

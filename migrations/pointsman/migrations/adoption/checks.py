@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
-from pointsman.migrations.adoption.census import Columns, others, rights_lacking
+from pointsman.migrations.adoption.census import Columns, columns_of, dropped_by, others, rights_lacking
 from pointsman.migrations.adoption.history import History, read_history
 from pointsman.migrations.adoption.report import Report
 from pointsman.migrations.adoption.secrets import Keys, Opened, Value, open_values, stored_values
@@ -65,6 +66,8 @@ def check_database(connection: psycopg.Connection[Any], accepted: frozenset[str]
             report.add(
                 "check", f"{len(names)} migrations {what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}", "note"
             )
+    for text in _losses(connection, history):
+        report.add("check", text, "note")
     if there := others(connection):
         report.add("check", f"others are connected and may write meanwhile; stop LiteLLM first: {listed(there)}", "note")
     return history
@@ -90,6 +93,20 @@ def _judge(history: History) -> None:
             f"the ledger has migrations that are not LiteLLM's: {listed(history.foreign)}; if you know them, name each with "
             "--accept-migration",
         )
+
+
+def _losses(connection: psycopg.Connection[Any], history: History) -> list[str]:
+    """What LiteLLM's pending migrations throw away: columns that they drop and that hold something."""
+    pending = set(history.pending)
+    present = columns_of(connection)
+    found = []
+    for table, column in sorted(dropped_by(one for one in litellm_migrations() if one.name in pending)):
+        if (table, column) in present:
+            query = sql.SQL("SELECT count({}) FROM {}").format(sql.Identifier(column), sql.Identifier(table))
+            row = connection.execute(query).fetchone()
+            if row and row[0]:
+                found.append(f"LiteLLM's migrations drop the column {table}.{column}, which {row[0]} rows fill")
+    return found
 
 
 def check_keys(

@@ -9,7 +9,16 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pointsman.migrations.adoption.census import Census, Columns, census, columns_of, others, rewritten_by
+from pointsman.migrations.adoption.census import (
+    Census,
+    Columns,
+    census,
+    columns_of,
+    dropped_by,
+    others,
+    renamed_by,
+    rewritten_by,
+)
 from pointsman.migrations.adoption.secrets import Keys, Opened, open_values, stored_values
 from pointsman.migrations.adoption.witness import Witness
 from pointsman.migrations.sources import litellm_migrations
@@ -69,11 +78,13 @@ def before(connection: psycopg.Connection[Any], present: Columns, later: Columns
         pending: names of the migrations to come.
     """
     columns: dict[str, list[str]] = {}
-    for table, column in sorted(present.keys() & later.keys()):
-        if table.startswith("LiteLLM_"):
-            columns.setdefault(table, []).append(column)
     names = set(pending)
-    undigested = frozenset(rewritten_by(one for one in litellm_migrations() if one.name in names))
+    migrations = [one for one in litellm_migrations() if one.name in names]
+    moved = dropped_by(migrations) | renamed_by(migrations)
+    for table, column in sorted(present.keys() & later.keys()):
+        if table.startswith("LiteLLM_") and (table, column) not in moved:
+            columns.setdefault(table, []).append(column)
+    undigested = frozenset(rewritten_by(migrations))
     kept = {table: tuple(found) for table, found in columns.items()}
     return Before(kept, undigested, census(connection, kept, undigested), tuple(others(connection)))
 
