@@ -19,6 +19,7 @@ from pointsman.migrations.adoption.witness import Witness
 from pointsman.migrations.backup import restore
 from pointsman.migrations.runner import status
 from pointsman.migrations.sources import litellm_migrations
+from support.gateway import pointsman
 from support.old_litellm import KEY, SALT, Filled, count, dump, encrypt, execute, fill, litellm_schema, rows
 from support.postgres import PostgresServer
 
@@ -166,6 +167,54 @@ def test_without_a_salt_key_litellm_took_its_master_key(fresh_database: Make, ad
     report = adopter(url, Keys(master=master))
     check_adopted(url, filled, report)
     assert any("set LITELLM_SALT_KEY to it" in note for note in report.found("note"))
+
+
+def meddle(url: str, body: str) -> None:
+    """An event trigger: what no rehearsal on a copy of the schema can foresee."""
+    execute(
+        url,
+        "DROP EVENT TRIGGER IF EXISTS meddler",
+        f"CREATE OR REPLACE FUNCTION meddle() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$",
+        "CREATE EVENT TRIGGER meddler ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION meddle()",
+    )
+
+
+@pytest.mark.slow("adoption")
+def test_a_migration_that_fails_and_one_that_changes_rows(fresh_database: Make, adopter: Adopter) -> None:
+    url = fresh_database()
+    old(url, 150)
+    execute(url, """UPDATE "LiteLLM_AgentsTable" SET agent_card_params = '"no card"'""")
+    meddle(url, "RAISE EXCEPTION 'not on my watch';")
+    report = adopter(url)
+    assert report.outcome is Outcome.MIGRATION_FAILED
+    (text,) = report.found("failed")
+    assert "not on my watch" in text
+    assert f"the backup is {adopter.folder / 'before.dump'}" in text
+    # The next run goes on from there, and sees what it did not do itself.
+    meddle(url, 'UPDATE "LiteLLM_UserTable" SET spend = spend + 1;')
+    report = adopter(url, backup=None)
+    assert report.outcome is Outcome.NOT_PROVED
+    assert report.found("failed") == ["rows of LiteLLM_UserTable are not what they were"]
+    assert report.found("skipped") == ["none is made, as you asked"]
+    execute(url, "DROP EVENT TRIGGER meddler")
+    # What LiteLLM could not read before is told, and is no reason to stop.
+    report = adopter(url)
+    assert report.outcome is Outcome.ADOPTED
+    assert any(note.startswith("LiteLLM cannot read LiteLLM_AgentsTable agent-1") for note in report.found("note"))
+
+
+def test_the_command(fresh_database: Make, tmp_path: Path) -> None:
+    url = fresh_database()
+    execute(url, "CREATE TABLE somebody_elses (x int)")
+    refused = pointsman("db", "adopt", "--json", env={"DATABASE_URL": url}, cwd=tmp_path)
+    assert refused.returncode == 1
+    report = json.loads(refused.stdout)
+    assert (report["outcome"], report["exit_status"], report["steps"][-1]["state"]) == ("refused", 1, "failed")
+    assert "failed  check    there are no tables of LiteLLM's here" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert pointsman("db", "adopt", "--no-backup", "--backup", "x", env={"DATABASE_URL": url}, cwd=tmp_path).returncode == 2
+    missing = pointsman("db", "adopt", "--salt-key-file", "nowhere", env={"DATABASE_URL": url}, cwd=tmp_path)
+    assert (missing.returncode, "E4204" in missing.stderr) == (1, True)
 
 
 class TestRefused:

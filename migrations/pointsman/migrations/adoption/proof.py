@@ -41,12 +41,14 @@ class Before:
         columns: table -> columns that stay, over which rows are digested.
         undigested: tables whose rows a pending migration writes itself.
         census: rows and digests.
+        unreadable: rows that LiteLLM's own types refused already.
         others: who else was connected: then a difference may be theirs.
     """
 
     columns: dict[str, tuple[str, ...]]
     undigested: frozenset[str]
     census: Census
+    unreadable: frozenset[tuple[str, str]]
     others: tuple[str, ...]
 
 
@@ -59,7 +61,7 @@ class Proof:
         parsed: `models`, `agents`, `servers` -> how many LiteLLM's types took.
         opened: stored secrets that open.
         trouble: what does not hold; empty when all does.
-        notes: what cannot be told because others were writing.
+        notes: what cannot be told because others were writing, and what was so before.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
@@ -69,7 +71,9 @@ class Proof:
     notes: list[str] = field(default_factory=list)
 
 
-def before(connection: psycopg.Connection[Any], present: Columns, later: Columns, pending: Iterable[str]) -> Before:
+def before(
+    connection: psycopg.Connection[Any], present: Columns, later: Columns, pending: Iterable[str], witness: Witness, keys: Keys
+) -> Before:
     """Count and digest what is there.
 
     Args:
@@ -86,7 +90,8 @@ def before(connection: psycopg.Connection[Any], present: Columns, later: Columns
             columns.setdefault(table, []).append(column)
     undigested = frozenset(rewritten_by(migrations))
     kept = {table: tuple(found) for table, found in columns.items()}
-    return Before(kept, undigested, census(connection, kept, undigested), tuple(others(connection)))
+    unreadable = frozenset((kind, row) for kind, row, _ in _parse(connection, present, witness, keys)[1])
+    return Before(kept, undigested, census(connection, kept, undigested), unreadable, tuple(others(connection)))
 
 
 def prove(connection: psycopg.Connection[Any], then: Before, witness: Witness, keys: Keys) -> Proof:
@@ -99,13 +104,26 @@ def prove(connection: psycopg.Connection[Any], then: Before, witness: Witness, k
     opened = open_values(witness, stored_values(connection, columns), keys)
     proof.opened = sum(opened.by.values())
     _compare_secrets(opened, proof)
-    key = next((value for _, value in keys.named), None)
-    for kind, (table, row_id) in _PARSED.items():
-        rows = _as_prisma(connection, table, columns)
-        found = witness.unreadable(kind, rows, key)
-        proof.parsed[kind] = len(rows) - len(found)
-        proof.trouble += [f"LiteLLM cannot read {table} {row_id} {row}: {why}" for row, why in found[:_SHOWN]]
+    proof.parsed, unreadable = _parse(connection, columns, witness, keys)
+    for kind, row, why in unreadable:
+        text = f"LiteLLM cannot read {_PARSED[kind][0]} {row}: {why}"
+        (proof.notes if (kind, row) in then.unreadable else proof.trouble).append(text)
     return proof
+
+
+def _parse(
+    connection: psycopg.Connection[Any], columns: Columns, witness: Witness, keys: Keys
+) -> tuple[dict[str, int], list[tuple[str, str, str]]]:
+    """How many of each kind LiteLLM's types take, and the rest as (kind, id, why)."""
+    key = next((value for _, value in keys.named), None)
+    parsed: dict[str, int] = {}
+    unreadable: list[tuple[str, str, str]] = []
+    for kind, (table, row_id) in _PARSED.items():
+        rows = _as_prisma(connection, table, columns) if (table, row_id) in columns else []
+        found = witness.unreadable(kind, rows, key)
+        parsed[kind] = len(rows) - len(found)
+        unreadable += [(kind, row, why) for row, why in found]
+    return parsed, unreadable
 
 
 def _as_prisma(connection: psycopg.Connection[Any], table: str, columns: Columns) -> list[dict[str, Any]]:

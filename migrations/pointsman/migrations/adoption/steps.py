@@ -86,7 +86,7 @@ def adopt(database_url: str, options: Options, say: Callable[[str], None]) -> Re
         except Refused as refused:
             return report.end(Outcome.REFUSED, str(refused), refused.step)
         with connect(database_url) as connection:
-            then = before(connection, present, rehearsal.columns, history.pending)
+            then = before(connection, present, rehearsal.columns, history.pending, witness, options.keys)
         if rehearsal.applied:
             if options.backup is None:
                 report.add("backup", "none is made, as you asked", "skipped")
