@@ -5,17 +5,19 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
 
 from pointsman.migrations.sources import Migration
 
-__all__ = ["OUR_TABLE", "PRISMA_TABLE", "Ledger", "OurLedger", "PrismaLedger"]
+__all__ = ["MOVE", "OUR_TABLE", "PRISMA_TABLE", "Ledger", "OurLedger", "PrismaLedger"]
 
 PRISMA_TABLE = "_prisma_migrations"
 OUR_TABLE = "pointsman_migrations"
+MOVE = "0003_own_schema"
+"""The migration that takes our tables out of LiteLLM's schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +65,29 @@ class PrismaLedger:
                     ledger.complete[name] = checksum
         return ledger
 
+    MAKE: LiteralString = (
+        "CREATE TABLE IF NOT EXISTS _prisma_migrations (id VARCHAR(36) PRIMARY KEY NOT NULL, checksum VARCHAR(64) NOT NULL, "
+        "finished_at TIMESTAMPTZ, migration_name VARCHAR(255) NOT NULL, logs TEXT, rolled_back_at TIMESTAMPTZ, "
+        "started_at TIMESTAMPTZ NOT NULL DEFAULT now(), applied_steps_count INTEGER NOT NULL DEFAULT 0)"
+    )
+
     @staticmethod
     def create(connection: psycopg.Connection[Any]) -> None:
         """Make the table when it is missing."""
-        connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {PRISMA_TABLE} (id VARCHAR(36) PRIMARY KEY NOT NULL, checksum VARCHAR(64) NOT NULL, "
-            "finished_at TIMESTAMPTZ, migration_name VARCHAR(255) NOT NULL, logs TEXT, rolled_back_at TIMESTAMPTZ, "
-            "started_at TIMESTAMPTZ NOT NULL DEFAULT now(), applied_steps_count INTEGER NOT NULL DEFAULT 0)"
-        )
+        connection.execute(PrismaLedger.MAKE)
 
     @staticmethod
     def record(connection: psycopg.Connection[Any], migration: Migration, started: datetime, *, steps: int = 1) -> None:
         """Note a finished migration. `steps` 0 is Prisma's mark for "resolved as applied, not run"."""
-        connection.execute(
-            f"INSERT INTO {PRISMA_TABLE} (id, checksum, finished_at, migration_name, started_at, applied_steps_count) "  # noqa: S608 - a constant
-            "VALUES (%s, %s, clock_timestamp(), %s, %s, %s)",
-            (str(uuid.uuid4()), migration.sha256, migration.name, started, steps),
-        )
+        connection.execute(PrismaLedger.entry(migration, sql.Literal(started), steps))
+
+    @staticmethod
+    def entry(migration: Migration, started: sql.Composable, steps: int = 1) -> sql.Composed:
+        """The statement that notes a finished migration."""
+        return sql.SQL(
+            "INSERT INTO _prisma_migrations (id, checksum, finished_at, migration_name, started_at, applied_steps_count) "
+            "VALUES ({}, {}, clock_timestamp(), {}, {}, {})"
+        ).format(str(uuid.uuid4()), migration.sha256, migration.name, started, steps)
 
     @staticmethod
     def finish(connection: psycopg.Connection[Any], name: str) -> None:
@@ -132,22 +140,26 @@ class OurLedger:
         rows = self._connection.execute(sql.SQL("SELECT name, sha256 FROM {}").format(self._table())).fetchall()
         return Ledger(exists=True, applied=dict(rows))
 
+    MAKE: LiteralString = (
+        "CREATE TABLE IF NOT EXISTS pointsman_migrations "
+        "(name text PRIMARY KEY, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"
+    )
+
     def create(self) -> None:
         """Make the table when it is missing: in LiteLLM's schema, for the migrations before the move to find it as they did."""
         if self.home is None:
-            self._connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {OUR_TABLE} "
-                "(name text PRIMARY KEY, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"
-            )
+            self._connection.execute(self.MAKE)
 
     def record(self, name: str, sha256: str) -> None:
         """Note a finished migration (or another step done once for a database)."""
-        self._connection.execute(
-            sql.SQL(
-                "INSERT INTO {} (name, sha256) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET sha256 = EXCLUDED.sha256"
-            ).format(self._table()),
-            (name, sha256),
-        )
+        self._connection.execute(self.entry(self._table(), name, sha256))
+
+    @staticmethod
+    def entry(table: sql.Identifier, name: str, sha256: str) -> sql.Composed:
+        """The statement that notes a finished migration."""
+        return sql.SQL(
+            "INSERT INTO {} (name, sha256) VALUES ({}, {}) ON CONFLICT (name) DO UPDATE SET sha256 = EXCLUDED.sha256"
+        ).format(table, name, sha256)
 
     def note(self, migration: Migration, started: datetime) -> None:
         """Note a file that was applied (in the shape that both ledgers have)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psycopg
@@ -48,8 +48,16 @@ class MigrationStatus:
 
     @property
     def current(self) -> bool:
-        """Whether nothing is left to do and nothing is half done."""
-        return not (self.pending or self.litellm.failed)
+        """Whether nothing is left to do, nothing is half done, and no released file of ours was edited.
+
+        What a newer version applied is no hindrance: it leaves an older one at work. LiteLLM does edit released files (an
+        `IF NOT EXISTS` more); Prisma takes no offence either.
+        """
+        return not (self.pending or self.litellm.failed or self.pointsman.changed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"current": self.current, "litellm": asdict(self.litellm), "pointsman": asdict(self.pointsman)}
 
     def __str__(self) -> str:
         lines = []

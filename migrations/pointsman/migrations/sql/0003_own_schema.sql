@@ -3,6 +3,8 @@
 --
 -- Expand: views with the old names stay where the tables were, with the same rights, so that instances of the version before,
 -- which knows only those names, read and write on. The search path is LiteLLM's schema, then ours; the runner has made both.
+--
+-- rolling-safe: tests/migrations/test_own_schema.py::test_the_version_before_works_on_while_the_tables_move
 
 DO $$
 DECLARE
