@@ -54,7 +54,10 @@ test('operations', () => {
   }
   const raw = translator.translate('mutation { result: queryRaw(query: "SELECT 1", parameters: "[]") }');
   assert.deepEqual(raw, { action: 'queryRaw', query: { arguments: { query: 'SELECT 1', parameters: '[]' }, selection: {} } });
-  for (const bad of ['query { result: findManyNothing { a } }', 'query {', 'query { a b }', '']) {
+  for (const bad of [
+    'query { result: findManyNothing { a } }', 'query {', 'query { a b }', '', 'query { result: findManyTeam { ... { id } } }',
+    'query($a: Int) { result: findManyTeam(take: $a) { id } }', 'query($a: Int) { result: findManyTeam(where: {data: $a}) { id } }',
+  ]) {
     assert.throws(() => translator.translate(bad), MalformedQuery);
   }
 });

@@ -58,7 +58,7 @@ def sides(config: pytest.Config) -> list[str]:
     return ["ours", "native"] if config.getoption("--native-engine") else ["ours"]
 
 
-class _RecordingEngine(QueryEngine):
+class _RecordingEngine(QueryEngine):  # type: ignore[misc] # generated code, not read by mypy
     """Prisma-client-py's link to an engine; keeps what was asked and answered."""
 
     def __init__(self, answers: list[Answer], **arguments: Any) -> None:
@@ -79,7 +79,7 @@ class _RecordingEngine(QueryEngine):
         return answer
 
 
-class RecordingClient(Prisma):
+class RecordingClient(Prisma):  # type: ignore[misc]
     """The generated client, with `answers`: every query and what came back, free of what no two engines would give alike."""
 
     def __init__(self, url: str) -> None:

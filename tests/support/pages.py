@@ -1,4 +1,7 @@
-"""The generated pages of docs/, one of them in part. `python -m support.pages` (with `tests` on the path) writes them; a test holds them fresh."""
+"""The generated pages of docs/, one of them in part. A test holds them fresh.
+
+`python -m support.pages` (with `tests` on the path) writes them.
+"""
 
 from __future__ import annotations
 

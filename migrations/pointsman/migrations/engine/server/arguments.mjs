@@ -113,6 +113,8 @@ function json(value) {
       return { $type: 'Enum', value: value.value };
     case 'NullValue':
       return null;
+    case 'Variable':
+      throw new MalformedQuery('variables are not taken');
     default: // a bare number or boolean is its own JSON text
       return jsonText(String(value.value));
   }
@@ -159,6 +161,8 @@ function plain(value, type) {
       return Number(value.value);
     case 'NullValue':
       return null;
+    case 'Variable':
+      throw new MalformedQuery('variables are not taken');
     case 'ListValue':
       return value.values.map((v) => plain(v, type));
     case 'ObjectValue':

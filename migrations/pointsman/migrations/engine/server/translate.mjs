@@ -50,6 +50,7 @@ export class Translator {
   #selection(set, model) {
     const selection = {};
     for (const field of set?.selections ?? []) {
+      if (field.kind !== 'Field') throw new MalformedQuery('fragments are not taken');
       const name = field.name.value;
       const related = this.#encoder.related(model, name);
       selection[name] = field.selectionSet
