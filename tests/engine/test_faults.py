@@ -33,6 +33,10 @@ __all__ = ["pg_cluster"]
 SPEND = timedelta(seconds=60)
 """How long LiteLLM's spend transactions may last; the engine knows them by it."""
 
+ROWS_EATER = "SELECT repeat('x', 1000) AS t FROM generate_series(1, 400000)"
+WASM_EATER = "SELECT repeat('x', 150000000) AS one, repeat('y', 150000000) AS other"
+"""Few objects for JavaScript, more bytes for WASM than it may have."""
+
 COMMIT = b"COMMIT\x00"
 Fate = Literal["pass", "lose", "keep"]
 
@@ -337,7 +341,8 @@ async def test_a_server_that_hangs_is_found_out(client: Prisma, wire: Wire, user
     assert _is_503(lookup)
     assert isinstance(inside, errors.DataError)
     assert _sent_again(inside)
-    await transaction.rollback()
+    with contextlib.suppress(errors.DataError):  # its connection is gone, and it with it
+        await transaction.rollback()
     wire.swallows = False
     await wire.shut()
     await wire.open()
@@ -399,3 +404,22 @@ async def test_stopping_waits_for_no_database(gate: Gate, database: str, own_eng
         await waiting
     assert _sent_again(caught.value)
     await client.disconnect()
+
+
+@pytest.mark.parametrize("answer", [ROWS_EATER, pytest.param(WASM_EATER, marks=pytest.mark.slow("databasefaults"))])
+async def test_an_engine_out_of_memory_is_replaced(database: str, tmp_path: Path, answer: str) -> None:
+    engine = EngineThread(database, tmp_path / "small")
+    engine.engine = QueryEngine(database, tmp_path / "small", memory=96)
+    client = engine.start().client()
+    await client.connect()
+    try:
+        greedy = asyncio.ensure_future(client.query_raw(answer))
+        with pytest.raises(Exception) as caught:  # noqa: B017, PT011 - judged by LiteLLM
+            await asyncio.wait_for(greedy, 20)
+        assert _is_503(caught.value), repr(caught.value)
+        eventually(lambda: engine.engine.status()["restarts"] == 1, what="another engine")
+        eventually(lambda: engine.engine.status()["state"] == "ready", what="the other engine to be ready")
+        assert isinstance(await client.litellm_usertable.count(), int)
+    finally:
+        await client.disconnect()
+        await asyncio.to_thread(engine.close)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import resource
 import shutil
 import time
 from collections.abc import Mapping
@@ -34,6 +35,13 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
 PATIENCE = 300.0
 """Seconds that a transaction of LiteLLM's spend waits for a database that is away, and that the outcome of a COMMIT is looked for."""
 
+MEMORY = 1024
+"""MiB that the engine may have for JavaScript's objects, and twice that and `SET_ASIDE` in all; some 100 MiB in all are usual. One
+that wants more, for an answer of a million rows, ends and is replaced."""
+
+SET_ASIDE = 512
+"""MiB that Node sets aside without using them, which count all the same."""
+
 STEADY = 30.0
 """An engine that ran this many seconds was fine; the next restart is quick again."""
 
@@ -52,13 +60,21 @@ class QueryEngine:
         run_dir: private directory of this run; the engine's files go below it.
         env: the process environment; looked up when absent.
         patience: seconds, see `PATIENCE`.
+        memory: MiB, see `MEMORY`.
     """
 
     def __init__(
-        self, database_url: str, run_dir: Path, env: Mapping[str, str] | None = None, *, patience: float = PATIENCE
+        self,
+        database_url: str,
+        run_dir: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        patience: float = PATIENCE,
+        memory: int = MEMORY,
     ) -> None:
         self._database_url = database_url
         self._patience = patience
+        self._memory = memory
         self._directory = run_dir / "engine"
         self._env = environment() if env is None else dict(env)
         self._process: asyncio.subprocess.Process | None = None
@@ -167,6 +183,7 @@ class QueryEngine:
         self._ready.clear()
         process = await asyncio.create_subprocess_exec(
             str(node_binary()),
+            f"--max-old-space-size={self._memory}",
             str(SERVER),
             str(layout.engine_modules),
             cwd=self._directory,
@@ -177,6 +194,9 @@ class QueryEngine:
             limit=LINE_LIMIT,
             start_new_session=True,  # Ctrl-C is for the supervisor, which stops the engine last
         )
+        with contextlib.suppress(ProcessLookupError):  # it died at once; the wait below tells
+            limit = (2 * self._memory + SET_ASIDE) << 20
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (limit, limit))  # WASM's memory is not JavaScript's
         if self._stopping.is_set():  # `stop` came while the process was being made, and has not seen it
             await self._end(process)
             return
