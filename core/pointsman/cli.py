@@ -69,10 +69,17 @@ def up(config: Path | None, profile: str | None, host: str, port: int, data_dir:
     show_default=True,
     help="Seconds to wait at the start for a database that cannot be reached yet.",
 )
+@click.option(
+    "--no-migrate",
+    is_flag=True,
+    help="Leave the schema alone, and refuse to start where `pointsman db migrate` has work to do.",
+)
 @host_option
 @port_option
 @data_dir_option
-def serve(config: Path, workers: int, database_wait: float, host: str, port: int, data_dir: Path | None) -> None:
+def serve(
+    config: Path, workers: int, database_wait: float, no_migrate: bool, host: str, port: int, data_dir: Path | None
+) -> None:
     """Run a production instance: nothing embedded.
 
     DATABASE_URL, LITELLM_MASTER_KEY and LITELLM_SALT_KEY come from the environment. SIGTERM drains: readiness answers 503,
@@ -87,6 +94,7 @@ def serve(config: Path, workers: int, database_wait: float, host: str, port: int
         port=port,
         data_dir=data_dir,
         database_wait=database_wait,
+        migrate=not no_migrate,
         env=environment(),
     )
 

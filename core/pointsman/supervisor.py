@@ -28,7 +28,7 @@ from pointsman.errors import ConfigError, DatabaseError, PointsmanError, Process
 from pointsman.litellm_config import GatewayConfig
 from pointsman.migrations.engine import QueryEngine
 from pointsman.migrations.indexes import build_indexes_task
-from pointsman.migrations.runner import migrate
+from pointsman.migrations.runner import migrate, require_current
 from pointsman.process.config_sync import ConfigSync
 from pointsman.process.environment import candidate_aliases, most_connections, pooled_url, worker_environment
 from pointsman.process.listen import bind
@@ -62,6 +62,7 @@ class Options:
         detect: add models of the provider keys and local servers found here.
         output: file for what the workers print; None: where we print.
         database_wait: seconds to wait for a database that is not there yet.
+        migrate: change the schema where it is behind; else refuse to start.
     """
 
     config: Path
@@ -74,6 +75,7 @@ class Options:
     detect: bool = False
     output: Path | None = None
     database_wait: float = 30.0
+    migrate: bool = True
 
 
 class Supervisor:
@@ -204,7 +206,7 @@ class Supervisor:
         with progress.step(f"LiteLLM, {options.workers} worker(s)"):
             pool.release()
             await pool.wait_until(lambda: all(worker.ready for worker in pool.workers))
-        if direct is not None:
+        if direct is not None and options.migrate:
             self._spawn(build_indexes_task(direct))
         self._spawn(self._config_sync.run())
         return pool
@@ -245,11 +247,14 @@ class Supervisor:
         return pooled
 
     async def _migrate(self, url: str) -> None:
-        """Apply what is pending; a database that cannot be reached yet is waited for."""
+        """Apply what is pending, or see that nothing is; a database that cannot be reached yet is waited for."""
         deadline = asyncio.get_running_loop().time() + self.options.database_wait
         while True:
             try:
-                await asyncio.to_thread(migrate, url, self.progress.detail)
+                if self.options.migrate:
+                    await asyncio.to_thread(migrate, url, self.progress.detail)
+                else:
+                    await asyncio.to_thread(require_current, url)
                 return
             except DatabaseError as error:
                 if error.code != "E4500" or asyncio.get_running_loop().time() > deadline:

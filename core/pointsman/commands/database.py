@@ -5,6 +5,7 @@ Heavy imports stay inside the commands, so that `pointsman --help` is quick.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -46,21 +47,57 @@ def database_url(*, direct: bool = False) -> str:
 
 
 @db.command()
-def migrate() -> None:
-    """Apply LiteLLM's migrations and ours. Safe to run from many instances at once."""
-    from pointsman.migrations.runner import migrate as apply
+@click.option("--dry-run", is_flag=True, help="Print the SQL instead; it is complete, and psql can run it.")
+@click.option(
+    "--indexes", is_flag=True, help="Build the request log's indexes too, as `serve` does beside its work; may take hours."
+)
+def migrate(dry_run: bool, indexes: bool) -> None:
+    """Apply LiteLLM's migrations and ours. Safe to run from many instances at once.
 
-    click.echo(str(apply(database_url(direct=True), lambda line: click.echo(line, err=True))))
+    Wants a direct connection: where DATABASE_URL goes through a pooler, set DIRECT_URL.
+    """
+    from pointsman.migrations import preview, runner
+
+    url = database_url(direct=True)
+    if dry_run:
+        click.echo(preview.script(url), nl=False)
+        return
+
+    def tell(line: str) -> None:
+        click.echo(line, err=True)
+
+    click.echo(str(runner.migrate(url, tell)))
+    if indexes and not runner.build_indexes(url, tell):
+        sys.exit(1)
 
 
 @db.command()
-def status() -> None:
-    """Show what is applied and what is pending; exit status 1 when something is."""
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(as_json: bool) -> None:
+    """Show what is applied, pending, failed, unknown (of a newer version) and changed since.
+
+    Exit status 0: current, 1: something is pending, failed, or a file of ours was edited.
+    """
     from pointsman.migrations.runner import status as look
 
     result = look(database_url(direct=True))
-    click.echo(str(result))
-    if result.pending:
+    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else str(result))
+    if not result.current:
+        sys.exit(1)
+
+
+@db.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option(
+    "--rolling", is_flag=True, help="Exit status 1 unless all of it is safe while instances of the version before work."
+)
+def plan(as_json: bool, rolling: bool) -> None:
+    """Show what `migrate` would apply, in order, and whether instances of the version before can work on meanwhile."""
+    from pointsman.migrations.preview import preview
+
+    result = preview(database_url(direct=True))
+    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else str(result))
+    if rolling and not result.rolling_safe:
         sys.exit(1)
 
 

@@ -59,7 +59,15 @@ def up(
 
 
 def serve(
-    *, config: Path, workers: int, host: str, port: int, data_dir: Path | None, database_wait: float, env: Mapping[str, str]
+    *,
+    config: Path,
+    workers: int,
+    host: str,
+    port: int,
+    data_dir: Path | None,
+    database_wait: float,
+    migrate: bool = True,
+    env: Mapping[str, str],
 ) -> None:
     """Run an instance of a production gateway: nothing embedded, `DATABASE_URL` and keys from the environment.
 
@@ -76,6 +84,7 @@ def serve(
         data_dir=where,
         embedded=False,
         database_wait=database_wait,
+        migrate=migrate,
     )
     _run(Supervisor(options, Progress(), _announce_serve))
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 
 from pointsman.database_url import libpq_url, own_schema, redact, schema_of
+from pointsman.errors import DatabaseError
 from pointsman.migrations.connection import connect
 from pointsman.migrations.ledger import OurLedger
 from pointsman.migrations.sources import litellm_version
@@ -40,8 +41,19 @@ def _silent(_: str) -> None:
 
 
 def _known(database_url: str) -> bool:
-    with connect(database_url) as connection:
+    with connect(database_url, direct=False) as connection:
         return ledger_name() in OurLedger(connection, own_schema(database_url)).read().applied
+
+
+def _pooled(database_url: str) -> DatabaseError | None:
+    """The refusal of a pooler in between: the build holds locks as migrations do."""
+    try:
+        with connect(database_url):
+            return None
+    except DatabaseError as error:
+        if error.code != "E4508":
+            raise
+        return error
 
 
 def _note(database_url: str) -> None:
@@ -71,6 +83,9 @@ async def build_indexes_task(
     """
     if await asyncio.to_thread(_known, database_url):
         return True
+    if (refusal := await asyncio.to_thread(_pooled, database_url)) is not None:
+        progress(f"migrations: the request-log indexes are not built: {refusal}")
+        return False
     progress("migrations: building the request-log indexes in the background")
     nice = shutil.which("nice", path=os.defpath)
     process = await asyncio.create_subprocess_exec(

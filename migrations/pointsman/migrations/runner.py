@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pointsman.database_url import libpq_url, own_schema, schema_of
+from pointsman.database_url import address, libpq_url, own_schema, schema_of
+from pointsman.errors import DatabaseError
 from pointsman.migrations.apply import TABLE_PATIENCE, apply, prepare
 from pointsman.migrations.baseline import adopt
 from pointsman.migrations.connection import connect
@@ -25,9 +26,10 @@ from pointsman.migrations.lock import migration_lock
 from pointsman.migrations.plan import MigrationStatus, SetStatus, compare, make_plan
 from pointsman.migrations.sources import litellm_migrations, our_migrations
 
-__all__ = ["MigrationReport", "MigrationStatus", "SetStatus", "build_indexes", "migrate", "status"]
+__all__ = ["MigrationReport", "MigrationStatus", "SetStatus", "build_indexes", "migrate", "require_current", "status"]
 
 LOCK_PATIENCE = 300.0
+_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +81,13 @@ def migrate(
     """
     started = time.monotonic()
     theirs, ours = litellm_migrations(litellm_folder), our_migrations(our_folder)
-    with connect(database_url) as connection:
+    with connect(database_url, direct=False) as connection:  # where nothing is to be done, a pooler may be in between
         own = own_schema(database_url)
-        ledger = OurLedger(connection, own)
         plan = make_plan(connection, own, theirs, ours, progress)
         if plan.empty:
             return MigrationReport((), (), plan.already, 0.0, time.monotonic() - started)
+    with connect(database_url) as connection:
+        ledger = OurLedger(connection, own)
         with migration_lock(connection, patience=patience, progress=progress) as waited:
             plan = make_plan(connection, own, theirs, ours, progress)
             # First, when the tables are there already: a refusal leaves nothing behind.
@@ -116,3 +119,25 @@ def status(database_url: str, *, litellm_folder: Path | None = None, our_folder:
             compare(litellm_migrations(litellm_folder), PrismaLedger.read(connection)),
             compare(our_migrations(our_folder), OurLedger(connection, own_schema(database_url)).read()),
         )
+
+
+def require_current(database_url: str) -> None:
+    """Refuse a schema that is not this version's, for an instance that may not change it.
+
+    Raises:
+        DatabaseError: E4509 with what is pending, E4500, E4504.
+    """
+    found = status(database_url)
+    if found.current:
+        return
+    pending, half = found.pending, found.litellm.failed
+    names = ", ".join(pending[:_SHOWN]) + (f" and {len(pending) - _SHOWN} more" if len(pending) > _SHOWN else "")
+    said = [f"{len(pending)} pending ({names})"] if pending else []
+    said += [f"{len(half)} begun by another tool and not finished ({', '.join(half)})"] if half else []
+    said += [f"edited since they were applied: {', '.join(found.pointsman.changed)}"] if found.pointsman.changed else []
+    raise DatabaseError(
+        f"the schema is not that of this version: {'; '.join(said)}",
+        code="E4509",
+        where=address(database_url),
+        mend="run `pointsman db migrate` of this version once, before its instances start, or start them without --no-migrate",
+    )
