@@ -34,7 +34,8 @@ export class Database {
   }
 
   getConnectionInfo() {
-    return ok({ schemaName: this.#options.schema });
+    // Put between quotes as it is, so quotes in it are doubled here.
+    return ok({ schemaName: this.#options.schema.replaceAll('"', '""') });
   }
 
   async queryRaw(query) {
