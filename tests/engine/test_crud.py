@@ -249,6 +249,7 @@ async def test_bytes(db: Prisma, tag: str) -> None:
     assert found.content.decode() == raw
 
 
+@pytest.mark.conformance("Transactions", "batches are atomic")
 async def test_batches_are_one_transaction(db: Prisma, tag: str) -> None:
     async with db.batch_() as batch:
         for i in range(40):

@@ -87,6 +87,7 @@ async def test_a_query_that_is_none(db: Prisma) -> None:
     assert isinstance(await db.litellm_usertable.count(), int)
 
 
+@pytest.mark.conformance("Errors", "P1001 unreachable")
 async def test_a_database_that_goes_away_and_comes_back(database: str, gate: Gate, own_engine: Any) -> None:
     client = own_engine(through(gate, database)).client()
     await client.connect()
@@ -120,6 +121,7 @@ async def test_a_database_that_goes_away_and_comes_back(database: str, gate: Gat
         await client.disconnect()
 
 
+@pytest.mark.conformance("Errors", "P1001 unreachable")
 async def test_a_database_that_is_not_there_at_the_start(database: str, gate: Gate, own_engine: Any) -> None:
     await gate.shut()
     client = own_engine(through(gate, database)).client()
@@ -133,6 +135,7 @@ async def test_a_database_that_is_not_there_at_the_start(database: str, gate: Ga
         await client.disconnect()
 
 
+@pytest.mark.conformance("Errors", "P1001 unreachable")
 async def test_connections_that_the_server_ends(database: str, own_engine: Any) -> None:
     """Idle connections are replaced unnoticed; one in use fails as unreachable, not as bad data."""
     client = own_engine(database + "&application_name=mortal").client()
@@ -163,6 +166,7 @@ async def test_connections_that_the_server_ends(database: str, own_engine: Any) 
     ],
     ids=["password", "database", "tls"],
 )
+@pytest.mark.conformance("Errors", "P1000 password, P1003 database")
 async def test_a_wrong_url(database: str, own_engine: Any, change: Callable[[str], str], code: str) -> None:
     client = own_engine(change(database)).client()
     await client.connect()

@@ -17,6 +17,7 @@ class _OnPurpose(Exception):
     pass
 
 
+@pytest.mark.conformance("Transactions", "commit")
 async def test_commit_makes_visible_what_was_not(db: Prisma) -> None:
     name = uuid4().hex
     async with db.tx() as tx:
@@ -31,6 +32,7 @@ async def test_commit_makes_visible_what_was_not(db: Prisma) -> None:
     assert (found.spend, found.user_email) == (2.5, "a@b.c")
 
 
+@pytest.mark.conformance("Transactions", "rollback")
 async def test_an_exception_rolls_back(db: Prisma) -> None:
     name = uuid4().hex
     with pytest.raises(_OnPurpose):  # noqa: PT012 - the block is what rolls back
@@ -40,6 +42,7 @@ async def test_an_exception_rolls_back(db: Prisma) -> None:
     assert await db.litellm_usertable.count(where={"user_id": name}) == 0
 
 
+@pytest.mark.conformance("Transactions", "batches are atomic")
 async def test_a_failing_batch_leaves_nothing(db: Prisma) -> None:
     name = uuid4().hex
     batch = db.batch_()
@@ -50,6 +53,7 @@ async def test_a_failing_batch_leaves_nothing(db: Prisma) -> None:
     assert await db.litellm_usertable.count(where={"user_id": name}) == 0
 
 
+@pytest.mark.conformance("Transactions", "batches are atomic")
 async def test_a_failing_batch_inside_a_transaction_is_not_silent(db: Prisma) -> None:
     name = uuid4().hex
     with pytest.raises(errors.UniqueViolationError):  # noqa: PT012 - the block is the transaction
@@ -61,6 +65,7 @@ async def test_a_failing_batch_inside_a_transaction_is_not_silent(db: Prisma) ->
     assert await db.litellm_usertable.count(where={"user_id": name}) == 0
 
 
+@pytest.mark.conformance("Transactions", "time-out")
 async def test_a_transaction_expires(db: Prisma) -> None:
     name = uuid4().hex
     with pytest.raises(errors.TransactionExpiredError):  # noqa: PT012 - the block is the transaction
@@ -71,6 +76,7 @@ async def test_a_transaction_expires(db: Prisma) -> None:
     assert await db.litellm_usertable.count(where={"user_id": name}) == 0
 
 
+@pytest.mark.conformance("Transactions", "P2028 closed or unknown")
 async def test_a_closed_or_unknown_transaction_is_refused_and_harms_nobody(db: Prisma) -> None:
     """The WASM engine itself panics on an unknown id."""
     manager = db.tx()
@@ -87,6 +93,7 @@ async def test_a_closed_or_unknown_transaction_is_refused_and_harms_nobody(db: P
     assert isinstance(await db.litellm_usertable.count(), int)
 
 
+@pytest.mark.conformance("Transactions", "two at once, row locks")
 async def test_two_transactions_wait_for_each_other(db: Prisma) -> None:
     """`FOR UPDATE` in one holds up the other until it ends: no lost update."""
     name = uuid4().hex
@@ -109,6 +116,7 @@ async def _metrics(db: Prisma) -> dict[str, float]:
     return {metric.key: metric.value for metric in [*metrics.counters, *metrics.gauges]}
 
 
+@pytest.mark.conformance("Transactions", "connections come back, also lost ones")
 async def test_no_connection_is_lost_whatever_happens(db: Prisma, new_database: Callable[[], str], own_engine: Any) -> None:
     """Expired, failed, aborted, and dead at COMMIT: a pool of two must still serve afterwards."""
     small = own_engine(new_database() + "?connection_limit=2&pool_timeout=5")
@@ -144,6 +152,7 @@ async def test_no_connection_is_lost_whatever_happens(db: Prisma, new_database: 
         await client.disconnect()
 
 
+@pytest.mark.conformance("Transactions", "P2024 the pool is exhausted")
 async def test_an_exhausted_pool_says_so(new_database: Callable[[], str], own_engine: Any) -> None:
     small = own_engine(new_database() + "?connection_limit=1&pool_timeout=1")
     client = small.client()
