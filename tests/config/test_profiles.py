@@ -30,6 +30,15 @@ def test_a_profile_has_no_error(name: str) -> None:
     assert all(strategy.require_signature for strategy in settings.strategies.values())
 
 
+@pytest.mark.parametrize("name", ["REDIS_HOST", "REDIS_URL", "REDIS_SENTINEL_NODES"])
+def test_ha_wants_to_know_where_redis_is(name: str) -> None:
+    def about_redis(env: dict[str, str]) -> list[str]:
+        return [problem.message for problem in check(profile_path("ha"), env) if "Redis" in problem.message]
+
+    assert about_redis({}) == ["the cache is Redis, and nothing says where it is"]
+    assert about_redis({name: "anything"}) == []
+
+
 def test_the_local_profile_has_nothing_to_complain_about() -> None:
     config = load(profile_path("local"), {})
     assert config.warnings == ()

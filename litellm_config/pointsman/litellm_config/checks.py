@@ -24,6 +24,7 @@ _MADE_AT_START = frozenset({"LITELLM_MASTER_KEY", "LITELLM_SALT_KEY"})
 """`pointsman up` makes these; `serve` refuses to start without the first."""
 
 _KNOWN_KEY = "sk-1234"
+_REDIS_TARGETS = ("REDIS_HOST", "REDIS_URL", "REDIS_SENTINEL_NODES", "REDIS_CLUSTER_NODES")
 _WEAK_KEY_SETTING = "dangerously_permit_weak_or_unset_master_key"
 _WEAK_KEY_VARIABLE = "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"
 
@@ -211,6 +212,7 @@ def check_environment(source: Source, env: Mapping[str, str]) -> str | None:
         message = "LiteLLM would read its configuration from that bucket and nothing of this file"
         _environment(source, "LITELLM_CONFIG_BUCKET_NAME", "E4203", message, "Unset it; fetch the file before the start.")
     _check_master_key(source, env)
+    _check_redis(source, env)
     given = _section(source, "general_settings").get("database_url")
     try:
         url = resolve(given, env) or environment_url(env)
@@ -250,6 +252,19 @@ def _check_master_key(source: Source, env: Mapping[str, str]) -> None:
         else:
             variable = given.removeprefix(REFERENCE) if isinstance(given, str) else "LITELLM_MASTER_KEY"
             _environment(source, variable, "E4203", message, mend)
+
+
+def _check_redis(source: Source, env: Mapping[str, str]) -> None:
+    """LiteLLM's workers end at start when the cache is Redis and nothing names one."""
+    settings = _section(source, "litellm_settings")
+    params = settings.get("cache_params")
+    if settings.get("cache") is not True or not isinstance(params, dict) or params.get("type", "redis") != "redis":
+        return
+    named = any(params.get(key) for key in ("host", "url", "sentinel_nodes", "startup_nodes", "redis_startup_nodes"))
+    if not named and not any(env.get(name) for name in _REDIS_TARGETS):
+        message = "the cache is Redis, and nothing says where it is"
+        mend = "export REDIS_HOST and REDIS_PORT, or REDIS_URL, or REDIS_SENTINEL_NODES and REDIS_SERVICE_NAME."
+        source.warn(("litellm_settings", "cache_params"), "E4204", message, mend)
 
 
 def _environment(source: Source, variable: str, code: str, message: str, mend: str) -> None:
