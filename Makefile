@@ -125,9 +125,13 @@ check-locks: setup
 
 # ---- write ----
 
-.PHONY: lock docs coverage bench-startup bench-database clean
+.PHONY: lock bump-litellm docs coverage bench-startup bench-database clean
 lock: $(STAMPS)/python ## resolve requirements/*.txt anew, keeping what fits; UPGRADE=1 takes the newest
 	@$(BIN)/python -m requirements.locks compile $(if $(UPGRADE),--upgrade)
+
+bump-litellm: setup ## move LiteLLM's pin: make bump-litellm VERSION=1.106.2; undone when anything fails; ARGS=--dry-run, --keep
+	@if [ -z '$(VERSION)' ]; then printf 'Which release? make bump-litellm VERSION=1.106.2\n' >&2; exit 2; fi
+	@$(BIN)/python -m requirements.bump '$(VERSION)' $(ARGS)
 
 docs: setup ## write the generated pages: docs/configuration.md, docs/coverage.md, docs/errors.md
 	@PYTHONPATH=tests $(BIN)/python -m support.pages

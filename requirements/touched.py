@@ -1,0 +1,77 @@
+"""What of LiteLLM this project reaches: the one list, with the reason. A test holds it against the imports of the code.
+
+A move of the pin looks at each: gone, or with another signature, is what has to be looked at by hand.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CONTRACT_TESTS", "TOUCHED"]
+
+TOUCHED: dict[str, str] = {
+    # The router's hook (custom_router/hook.py), and what it overrides.
+    "litellm:callbacks": "our hook stands last in it",
+    "litellm.integrations.custom_logger:CustomLogger": "base of the hook",
+    "litellm.integrations.custom_logger:CustomLogger.async_filter_deployments": "picks",
+    "litellm.integrations.custom_logger:CustomLogger.async_pre_call_deployment_hook": "an attempt begins",
+    "litellm.integrations.custom_logger:CustomLogger.async_post_call_failure_deployment_hook": "an attempt failed",
+    "litellm.integrations.custom_logger:CustomLogger.async_log_success_event": "a request succeeded",
+    "litellm.integrations.custom_logger:CustomLogger.async_post_call_failure_hook": "a request failed",
+    "litellm.litellm_core_utils.prompt_templates.factory:resolve_structured_messages": "text of a /v1/responses request",
+    "litellm.router_strategy.tag_based_routing:get_deployments_for_tag": "its filter after ours, foreseen",
+    "litellm.utils:get_excluded_filtered_deployments": "the same",
+    "litellm.utils:get_order_filtered_deployments": "the same",
+    # The application and its router (core/).
+    "litellm.proxy.proxy_server:app": "embedded",
+    "litellm.proxy.proxy_server:llm_router": "deployments are changed while it runs",
+    "litellm.proxy.proxy_server:llm_model_list": "kept in step with the router",
+    "litellm:Router.__init__": "router_settings are its parameters",
+    "litellm:Router.upsert_deployment": "hot reload of the configuration",
+    "litellm:Router.delete_deployment": "the same",
+    "litellm:Router.get_deployment": "the same",
+    "litellm:Router.get_model_list": "the same",
+    "litellm.types.router:Deployment": "the same",
+    "litellm.secret_managers.main:get_secret": "os.environ/ and secret managers in a changed configuration",
+    "litellm.rust_bridge.fork_guard:reserve_process_for_forking": "fork after the import",
+    "litellm.proxy._types:LitellmUserRoles": "who is an administrator",
+    "litellm.proxy._types:UserAPIKeyAuth": "who calls our endpoints",
+    "litellm.proxy.auth.user_api_key_auth:user_api_key_auth": "authenticates our endpoints",
+    # The mock provider (core/backends).
+    "litellm:CustomLLM": "base of the mock provider",
+    "litellm.types.utils:EmbeddingResponse": "its answers",
+    "litellm.types.utils:GenericStreamingChunk": "the same",
+    "litellm.types.utils:ModelResponse": "the same",
+    "litellm:APIConnectionError": "an error that the mock provider raises",
+    "litellm:APIError": "an error that the mock provider raises",
+    "litellm:AuthenticationError": "an error that the mock provider raises",
+    "litellm:BadGatewayError": "an error that the mock provider raises",
+    "litellm:BadRequestError": "an error that the mock provider raises",
+    "litellm:InternalServerError": "an error that the mock provider raises",
+    "litellm:NotFoundError": "an error that the mock provider raises",
+    "litellm:RateLimitError": "an error that the mock provider raises",
+    "litellm:ServiceUnavailableError": "an error that the mock provider raises",
+    "litellm:Timeout": "an error that the mock provider raises",
+    "litellm:Usage": "the mock provider's usage and answers",
+    "litellm:get_model_info": "the mock provider's usage and answers",
+    "litellm:token_counter": "the mock provider's usage and answers",
+    # The database (migrations/).
+    "litellm_proxy_extras.request_log_indexes:ensure_request_log_indexes": "indexes of the request log",
+    "litellm.proxy.common_utils.encrypt_decrypt_utils:decrypt_if_encrypted_with": "adoption tries the salt key",
+    "litellm.proxy._types:LiteLLM_MCPServerTable": "adoption reads rows as LiteLLM does",
+    "litellm.types.agents:AgentResponse": "the same",
+    "litellm.types.router:LiteLLM_Params": "the same",
+    "litellm.proxy.utils:PrismaClient": "the benchmark of the database",
+}
+"""`module:attribute`, `module:Class.method` -> why."""
+
+CONTRACT_TESTS = (
+    "tests/config/test_contract.py",
+    "tests/custom_router",
+    "tests/engine",
+    "tests/migrations",
+    "tests/adoption",
+    "tests/e2e/test_endpoints.py",
+    "tests/e2e/test_routing.py",
+    "tests/e2e/test_access.py",
+    "tests/project/test_bump.py",
+)
+"""What proves that another LiteLLM still keeps what we rely on; the whole suite says more and takes longer."""
