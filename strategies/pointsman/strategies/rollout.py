@@ -42,6 +42,9 @@ TIMEOUT = 8.0
 """Seconds, to connect and for a call as a whole. A poll must not wait for a database that is away. (Not `statement_timeout`:
 poolers refuse it as a start-up parameter, and a `SET` would leak to their next client.)"""
 
+CONNECTIONS = 2
+"""At most at once, however many strategies there are: an instance keeps to a number of connections that can be stated."""
+
 
 class DesiredState(BaseModel):
     """See the table `pointsman_rollout` for the fields."""
@@ -176,6 +179,7 @@ class PostgresRollout:
         self._schema = own_schema(database_url)
         self._url = database_url
         self._conninfo = libpq_url(database_url)
+        self._turns = asyncio.Semaphore(CONNECTIONS)
 
     async def read(self, strategy: str) -> DesiredState:
         """See `Rollout.read`."""
@@ -209,9 +213,9 @@ class PostgresRollout:
         from pointsman.database_url import address, unreachable
 
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(TIMEOUT), self._turns:
                 async with await psycopg.AsyncConnection.connect(
-                    self._conninfo, autocommit=True, connect_timeout=CONNECT_TIMEOUT
+                    self._conninfo, autocommit=True, connect_timeout=CONNECT_TIMEOUT, application_name="pointsman rollout"
                 ) as connection:
                     return await work(connection)
         except TimeoutError as error:
