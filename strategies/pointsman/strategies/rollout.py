@@ -213,11 +213,14 @@ class PostgresRollout:
         from pointsman.database_url import address, unreachable
 
         try:
-            async with asyncio.timeout(TIMEOUT), self._turns:
-                async with await psycopg.AsyncConnection.connect(
+            async with (
+                asyncio.timeout(TIMEOUT),
+                self._turns,
+                await psycopg.AsyncConnection.connect(
                     self._conninfo, autocommit=True, connect_timeout=CONNECT_TIMEOUT, application_name="pointsman rollout"
-                ) as connection:
-                    return await work(connection)
+                ) as connection,
+            ):
+                return await work(connection)
         except TimeoutError as error:
             raise DatabaseError("the database did not answer in time", where=address(self._url)) from error
         except psycopg.errors.UndefinedTable as error:
