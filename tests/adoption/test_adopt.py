@@ -147,6 +147,7 @@ def test_what_migrations_rename_or_drop_is_seen_in_their_text() -> None:
     assert not keys & {table for table, _ in dropped_by(files) | renamed_by(files)}
 
 
+@pytest.mark.slow("adoption")
 def test_a_schema_pushed_without_a_ledger(fresh_database: Make, adopter: Adopter) -> None:
     url = fresh_database()
     litellm_schema(url, ledger=False)

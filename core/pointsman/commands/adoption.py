@@ -53,7 +53,7 @@ def adopt(
     accept_migration: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Take over the database of an existing LiteLLM (DATABASE_URL): check, back up, migrate, prove.
+    """Take over the database of an existing LiteLLM (DATABASE_URL, DIRECT_URL): check, back up, migrate, prove.
 
     The salt key is LiteLLM's LITELLM_SALT_KEY; where that was never set, its master key. Nothing is changed unless everything
     is understood and the key opens what is stored. A second run goes on where the first one ended.
@@ -81,7 +81,7 @@ def adopt(
         accept_unreadable=accept_unreadable,
         accept_migrations=frozenset(accept_migration),
     )
-    report = take_over(database_url(), options, _say)
+    report = take_over(database_url(direct=True), options, _say)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=1))
     sys.exit(report.outcome.value)
@@ -148,7 +148,7 @@ def _database(data_dir: Path | None, *, made: bool, url: str | None = None) -> I
     if data_dir is None:
         from pointsman.commands.database import database_url
 
-        yield url or database_url()
+        yield url or database_url(direct=True)
         return
     from pointsman.embedded_postgres import EmbeddedPostgres, running_url
 
