@@ -145,6 +145,7 @@ def test_no_more_connections_than_said(place: Place) -> None:
     assert f"database connections: {AT_MOST} at most" in place.gateway.log_path.read_text()
 
 
+@pytest.mark.slow("connections")
 def test_an_exhausted_pool_is_a_database_that_is_busy(place: Place) -> None:
     """All connections wait for a lock; whoever gets none is told 503, never that the key is wrong."""
     table = f'{sql.Identifier(SCHEMA).as_string(None)}."LiteLLM_VerificationToken"'
@@ -171,10 +172,18 @@ def test_a_rotated_password_is_taken_from_the_file(place: Place) -> None:
     ("broken", "mended"),
     [
         ("ALTER ROLE app PASSWORD 'another'", None),
-        ("ALTER ROLE app NOLOGIN", "ALTER ROLE app LOGIN"),
         ("REVOKE CONNECT ON DATABASE gate FROM app", "GRANT CONNECT ON DATABASE gate TO app"),
-        ("ALTER DATABASE gate RENAME TO elsewhere", "ALTER DATABASE elsewhere RENAME TO gate"),
-        ("ALTER DATABASE gate ALLOW_CONNECTIONS false", "ALTER DATABASE gate ALLOW_CONNECTIONS true"),
+        pytest.param("ALTER ROLE app NOLOGIN", "ALTER ROLE app LOGIN", marks=pytest.mark.slow("connections")),
+        pytest.param(
+            "ALTER DATABASE gate RENAME TO elsewhere",
+            "ALTER DATABASE elsewhere RENAME TO gate",
+            marks=pytest.mark.slow("connections"),
+        ),
+        pytest.param(
+            "ALTER DATABASE gate ALLOW_CONNECTIONS false",
+            "ALTER DATABASE gate ALLOW_CONNECTIONS true",
+            marks=pytest.mark.slow("connections"),
+        ),
     ],
 )
 def test_a_refusing_server_is_a_database_that_is_away(broken: str, mended: str | None, place: Place) -> None:
@@ -204,10 +213,27 @@ def test_a_refusing_server_is_a_database_that_is_away(broken: str, mended: str |
     [
         (("app:right", "app:wrong"), "password authentication failed", "user and password"),
         (("/gate", "/nowhere"), 'database "nowhere" does not exist', "create the database"),
-        (("app:right@", "stranger:right@"), "password authentication failed", "user and password"),
-        (("app:right@", "guest:right@"), "permission denied for database", "GRANT CONNECT"),
-        (("?", "?sslmode=require"), "does not support SSL", "sslmode=disable"),
-        (("127.0.0.1:", "no.such.host.invalid:"), "no.such.host.invalid", "host and port"),
+        pytest.param(
+            ("app:right@", "stranger:right@"),
+            "password authentication failed",
+            "user and password",
+            marks=pytest.mark.slow("connections"),
+        ),
+        pytest.param(
+            ("app:right@", "guest:right@"),
+            "permission denied for database",
+            "GRANT CONNECT",
+            marks=pytest.mark.slow("connections"),
+        ),
+        pytest.param(
+            ("?", "?sslmode=require"), "does not support SSL", "sslmode=disable", marks=pytest.mark.slow("connections")
+        ),
+        pytest.param(
+            ("127.0.0.1:", "no.such.host.invalid:"),
+            "no.such.host.invalid",
+            "host and port",
+            marks=pytest.mark.slow("connections"),
+        ),
     ],
 )
 def test_at_the_start_it_says_what_to_do(change: tuple[str, str], words: str, mend: str, place: Place) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from prisma.errors import DataError
 
+from connections.agreement import by_libpq, by_the_engine
 from connections.conftest import Engine
 from pointsman.database_url import libpq_url
 from support.pg_cluster import PgCluster
@@ -82,30 +85,22 @@ async def test_a_single_read_only_server_is_a_database_that_is_away(pg_cluster: 
     await engine.execute("INSERT INTO notes VALUES (1)")
 
 
-@pytest.mark.parametrize(
-    ("session", "found"),
-    [("any", 0), ("read-write", 1), ("primary", 1), ("read-only", 0), ("standby", 0), ("prefer-standby", 0)],
-)
-async def test_engine_and_libpq_choose_alike(
-    session: str, found: int, two_servers: tuple[PgCluster, PgCluster], engines: Engines
-) -> None:
-    url = both(*two_servers, f"&target_session_attrs={session}")
-    engine = await engines(url)
-    assert await engine.ask(HERE) == [{"port": str(two_servers[found].port)}]
-    with psycopg.connect(libpq_url(url)) as connection:
-        assert connection.info.port == two_servers[found].port
-
-
-async def test_a_refused_password_ends_the_search(two_servers: tuple[PgCluster, PgCluster], engines: Engines) -> None:
-    """As in libpq: only one that cannot be reached, or is of the wrong kind, is passed over."""
-    standby, primary = two_servers
-    url = both(primary, standby).replace("boss:", "boss:wrong")
-    engine = await engines(url)
-    with pytest.raises(DataError) as caught:
-        await engine.ask(HERE)
-    assert caught.value.code == "P1000"
-    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        psycopg.connect(libpq_url(url))
+def test_engine_and_libpq_choose_alike(two_servers: tuple[PgCluster, PgCluster], tmp_path: Path) -> None:
+    """By the kind of server; a refused password ends the search."""
+    found = {"any": 0, "read-write": 1, "primary": 1, "read-only": 0, "standby": 0, "prefer-standby": 0}
+    cases: dict[str, Any] = {
+        both(*two_servers, f"&target_session_attrs={kind}"): two_servers[n].port for kind, n in found.items()
+    }
+    cases[both(*two_servers)] = two_servers[1].port
+    cases[both(*two_servers).replace("boss:", "boss:wrong")] = None
+    sql = "SELECT current_setting('port')::int"
+    for url, port, one in zip(cases, cases.values(), by_the_engine(list(cases), sql), strict=True):
+        two = by_libpq(url, tmp_path, sql)
+        if port is None:
+            assert "password authentication failed" in one
+            assert "password authentication failed" in two
+        else:
+            assert (one, two) == ([port], [port]), url
 
 
 @pytest.fixture(scope="module")

@@ -111,6 +111,17 @@ async def test_the_engine_takes_turns(parameters: str, site: Site, engines: Engi
     assert await engine.ask("SELECT current_setting('TimeZone') AS zone") == [{"zone": "UTC"}]
 
 
+def test_migrations_want_a_direct_connection(site: Site, request: pytest.FixtureRequest) -> None:
+    turns = "test_migrations_want_a_direct_connection[transaction]" in request.node.name
+    through = pointsman("db", "migrate", env={"DATABASE_URL": site.pooled("pgbouncer=true")}, timeout=120)
+    assert ("E4508" in through.stderr) == turns
+    assert (through.returncode != 0) == turns
+    past = pointsman(
+        "db", "migrate", env={"DATABASE_URL": site.pooled("pgbouncer=true"), "DIRECT_URL": site.direct()}, timeout=120
+    )
+    assert past.returncode == 0, past.stderr
+
+
 def test_a_gateway_behind_it(site: Site, tmp_path: Path) -> None:
     """Keys, spend and decision records by turns; the schema is made by DIRECT_URL."""
     gateway = Gateway(
@@ -136,14 +147,3 @@ def test_a_gateway_behind_it(site: Site, tmp_path: Path) -> None:
     decisions = "SELECT schemaname FROM pg_tables WHERE tablename = 'pointsman_outcomes'"
     ((schema,),) = site.server.execute(decisions, database="gate")
     assert site.server.execute(f'SELECT count(*) FROM "{schema}".pointsman_outcomes', database="gate") == [(30,)]  # noqa: S608
-
-
-def test_migrations_want_a_direct_connection(site: Site, request: pytest.FixtureRequest) -> None:
-    turns = "test_migrations_want_a_direct_connection[transaction]" in request.node.name
-    through = pointsman("db", "migrate", env={"DATABASE_URL": site.pooled("pgbouncer=true")}, timeout=120)
-    assert ("E4508" in through.stderr) == turns
-    assert (through.returncode != 0) == turns
-    past = pointsman(
-        "db", "migrate", env={"DATABASE_URL": site.pooled("pgbouncer=true"), "DIRECT_URL": site.direct()}, timeout=120
-    )
-    assert past.returncode == 0, past.stderr

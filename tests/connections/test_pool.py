@@ -30,7 +30,7 @@ async def test_it_keeps_to_its_number_while_connections_die(fresh_database: Call
     """Backends are killed at random, statements time out, transactions are left open: never more than three at the server."""
     url = fresh_database()
     engine = await engines(f"{url}?connection_limit=3&socket_timeout=1&pool_timeout=20")
-    until, most, done = time.monotonic() + 3, 0, 0
+    until, most, done = time.monotonic() + 2, 0, 0
 
     async def work() -> None:
         nonlocal done

@@ -54,7 +54,7 @@ class PgCluster:
         origin: PgCluster | None = None,
         binaries: Path | None = None,
     ) -> None:
-        self._binaries = binaries or (origin._binaries if origin is not None else find_binaries())
+        self._binaries: Path = binaries or (origin._binaries if origin is not None else find_binaries())
         self._identity = choose(self._binaries / "postgres")
         self.directory = directory
         self.data = directory / "data"

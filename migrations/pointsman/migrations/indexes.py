@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable
 
-from pointsman.database_url import libpq_url, own_schema, redact, schema_of
+from pointsman.database_url import libpq_url, own_schema, parts_of, redact, schema_of
 from pointsman.errors import DatabaseError
 from pointsman.migrations.connection import connect
 from pointsman.migrations.ledger import OurLedger
@@ -94,7 +94,11 @@ async def build_indexes_task(
         "-c",
         _SCRIPT,
         # The URL by environment: arguments are visible to every user of the machine.
-        env={**_OFFLINE, "PM_URL": libpq_url(database_url), "PM_SCHEMA": schema_of(database_url)},
+        env={
+            **_OFFLINE,
+            "PM_URL": str(parts_of(libpq_url(database_url)).having(application_name="pointsman indexes")),
+            "PM_SCHEMA": schema_of(database_url),
+        },
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
