@@ -186,7 +186,7 @@ def test_without_redis_each_instance_serves_on_by_itself_and_they_find_back(boot
     slow = [wait for _, wait in waits if wait > 1.0]
     print(f"\nRedis {how}: {len(waits)} answers, slowest {max(wait for _, wait in waits):.1f} s, {len(slow)} above a second")
     # A request meets Redis a few times, each at most a second (`socket_timeout`), until the breaker opens.
-    assert max(wait for _, wait in waits) < (2.0 if how == "refuses" else 6.0)
+    assert max(wait for _, wait in waits) < (3.0 if how == "refuses" else 6.0)
     assert len(slow) <= 10
 
     # Reported: in the log, in the metrics, by the cache's own health check; and it stays ready.
