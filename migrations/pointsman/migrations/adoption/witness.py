@@ -6,6 +6,7 @@ process by a pipe, not on a command line or in an environment. It answers with n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -49,8 +50,9 @@ class Witness:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.stdin:
-            self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what it had no time to read is of no interest any more
+            if self._process.stdin:
+                self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
