@@ -94,6 +94,7 @@ class Gateway:
         database_url: given as DATABASE_URL; None for a gateway without a database.
         env: further environment variables.
         workers: number of worker processes.
+        arguments: further options of `pointsman serve`.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Gateway:
         *,
         env: Mapping[str, str] | None = None,
         workers: int = 2,
+        arguments: Sequence[str] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -112,6 +114,7 @@ class Gateway:
         self.data_dir = directory / "data"
         self.port = free_port()
         self.workers = workers
+        self.arguments = arguments
         self.database_url = database_url
         self.master_key = f"sk-{secrets.token_urlsafe(24)}"
         self.mark = uuid.uuid4().hex
@@ -166,7 +169,7 @@ class Gateway:
         """Start the process and return at once."""
         assert self._process is None or self._process.poll() is not None, "it runs already"
         command = [executable(), "serve", "--config", str(self.config_path), "--workers", str(self.workers)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--data-dir", str(self.data_dir)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--data-dir", str(self.data_dir), *self.arguments]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
