@@ -33,11 +33,11 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
 """Seconds before the first restart, and at most; doubling in between."""
 
 PATIENCE = 300.0
-"""Seconds that a transaction of LiteLLM's spend waits for a database that is away, and that the outcome of a COMMIT is looked for."""
+"""Seconds that a transaction of spend waits for a database that is away, and that the outcome of a COMMIT is looked for."""
 
 MEMORY = 1024
-"""MiB that the engine may have for JavaScript's objects, and twice that and `SET_ASIDE` in all; some 100 MiB in all are usual. One
-that wants more, for an answer of a million rows, ends and is replaced."""
+"""MiB that the engine may have for JavaScript's objects, and twice that and `SET_ASIDE` in all; some 100 MiB in all are usual.
+One that wants more, for an answer of a million rows, ends and is replaced."""
 
 SET_ASIDE = 512
 """MiB that Node sets aside without using them, which count all the same."""
@@ -46,7 +46,13 @@ STEADY = 30.0
 """An engine that ran this many seconds was fine; the next restart is quick again."""
 
 LINE_LIMIT = 1 << 20
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "ready": logging.INFO, "warning": logging.WARNING}
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "ready": logging.INFO,
+    "replaced": logging.INFO,
+    "warning": logging.WARNING,
+}
 SERVER = Path(__file__).resolve().parent / "server" / "main.mjs"
 # What Node itself reads; the URL brings all that the driver needs, and the rest of the environment is nobody's business.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -82,6 +88,7 @@ class QueryEngine:
         self._ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._started_at = 0.0
+        self._engine_pid: int | None = None
         self._restarts = 0
         self._last_error: str | None = None
 
@@ -143,7 +150,9 @@ class QueryEngine:
         self._readers.clear()
 
     def status(self) -> dict[str, Any]:
-        """JSON-able state: state, pid, restarts, uptime in seconds, ports of the joined clients, last_error."""
+        """JSON-able state: state, pid, engine_pid (the process that does the work, a child of the former), restarts of either,
+        uptime in seconds, ports of the joined clients, last_error.
+        """
         process = self._process
         alive = process is not None and process.returncode is None
         return {
@@ -153,6 +162,7 @@ class QueryEngine:
             if alive and self._ready.is_set()
             else "restarting",
             "pid": process.pid if process is not None and alive else None,
+            "engine_pid": self._engine_pid if process is not None and alive else None,
             "restarts": self._restarts,
             "uptime": round(time.monotonic() - self._started_at, 1) if alive else 0.0,
             "ports": sorted(int(entry.name) for entry in self._ports.glob("[1-9]*")) if self._ports.is_dir() else [],
@@ -276,6 +286,11 @@ class QueryEngine:
                 continue
             if level == "ready":
                 self._ready.set()
+                self._engine_pid = int(record["pid"])
+            elif level == "replaced":
+                self._restarts += 1
+                self._engine_pid = int(record["pid"])
+                self._last_error = str(record["reason"])
             elif level == "critical":
                 self._last_error = str(record.get("reason") or message).splitlines()[0]
             details = " ".join(f"{key}={value}" for key, value in record.items())

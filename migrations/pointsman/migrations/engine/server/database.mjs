@@ -7,7 +7,7 @@ import { err, ok } from './deps.mjs';
 import { Pool } from './pool.mjs';
 import { watched } from './pulse.mjs';
 import { Statements, send } from './statements.mjs';
-import { Transaction } from './transaction.mjs';
+import { Transaction, settle } from './transaction.mjs';
 import { columnType, typeParsers } from './types.mjs';
 
 export const READ_ONLY = '25006'; // read_only_sql_transaction: the server was demoted, or is a standby
@@ -20,6 +20,9 @@ export class Database {
   #options;
   #pool;
   #reserved = [];
+  #names = new WeakMap();
+  /** Called before a COMMIT with the transaction's name (`name`) and what `settle` needs; the COMMIT waits for it. */
+  onCommit;
 
   constructor(options) {
     this.#options = options;
@@ -49,7 +52,8 @@ export class Database {
   /** What the engine calls for a transaction; `reserve` has put a connection aside for those that clients start. */
   async startTransaction() {
     const client = this.#reserved.shift() ?? (await this.#pool.acquire());
-    return ok(new Transaction(this.#pool, client, this.#options.patience));
+    const announce = async (own, fate) => this.onCommit?.(this.#names.get(own), fate);
+    return ok(new Transaction(this.#pool, client, this.#options.patience, announce));
   }
 
   /** Get a connection for the next `startTransaction`; at most one that is writable, if asked for. Throws as `acquire` does. */
@@ -80,6 +84,16 @@ export class Database {
     if (at < 0) return;
     this.#reserved.splice(at, 1);
     this.#pool.release(client);
+  }
+
+  /** Give the transaction that was begun on a connection from `hand` its name. */
+  name(client, transaction) {
+    this.#names.set(client, transaction);
+  }
+
+  /** See `settle` of transaction.mjs. */
+  settle(own) {
+    return settle(this.#pool, own, this.#options.patience);
   }
 
   /** Close all connections; those in use when they come back. */

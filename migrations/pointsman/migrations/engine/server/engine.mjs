@@ -1,9 +1,10 @@
 // The WASM engine with its transactions: single queries, batches, interactive transactions.
 import { setTimeout as pause } from 'node:timers/promises';
 import { bindAdapter, loadQueryEngine } from './deps.mjs';
-import { ErrorMapper, isAway, prismaError, retryable } from './errors.mjs';
+import { ErrorMapper } from './errors.mjs';
 import { log } from './log.mjs';
 import { reshape } from './results.mjs';
+import { isAway, prismaError, retryable } from './shapes.mjs';
 
 const TRACE = '{}';
 const REMEMBERED = 1000; // closed transactions that a late call may still name
@@ -14,7 +15,6 @@ const ASK_AGAIN = 250; // ms
 const BEGIN_LONGEST = 30_000; // ms; the connection is there already
 const START = 'Transaction API error: Unable to start a transaction in the given time.';
 const TOO_LATE = prismaError('P2028', START, { error: START }).user_facing_error;
-const GONE = prismaError('P1017', 'The client of the transaction is gone.').user_facing_error;
 
 /** The engine has panicked; its memory cannot be trusted any more, so the process must end. */
 export class EnginePanic extends Error {}
@@ -25,9 +25,9 @@ export class Engine {
   #errors;
   #database;
   #patience;
-  #open = new Map(); // transaction -> client, whatever `start` was given as such
+  #open = new Set();
   #closed = new Set();
-  #stopping = new AbortController();
+  #stopping = false;
   queries = 0;
   active = 0;
 
@@ -77,42 +77,28 @@ export class Engine {
     }
   }
 
-  /**
-   * Times in milliseconds. Returns `{id}`, or Prisma's user-facing error.
-   *
-   * @param {{isHere: () => boolean}} client who starts it; one that is gone waits for nothing, see also `forsake`
-   */
-  async start({ max_wait: maxWait = 2000, timeout = 5000, isolation_level: isolation }, client = { isHere: () => true }) {
+  /** Times in milliseconds. Returns `{id}`, or Prisma's user-facing error. */
+  async start({ max_wait: maxWait = 2000, timeout = 5000, isolation_level: isolation }) {
     const asked = JSON.stringify({ max_wait: BEGIN_LONGEST, timeout, isolation_level: isolation });
     const patient = timeout >= LONG;
     const until = performance.now() + this.#patience;
     for (;;) {
       const answer = await this.#begin(asked, patient, maxWait);
-      if (answer.id !== undefined && client.isHere()) {
-        this.#open.set(answer.id, client);
+      if (answer.id !== undefined) {
+        this.#open.add(answer.id);
         // The engine rolls it back by itself then; we only forget that it is open a little later.
         setTimeout(() => this.#forget(answer.id), timeout + 60_000).unref();
         return { id: answer.id };
       }
-      if (answer.id !== undefined) {
-        await guarded(() => this.#wasm.rollbackTransaction(answer.id, TRACE));
-        return retryable({ ...GONE });
-      }
-      if (!isAway(answer)) return answer;
-      if (!patient) return answer;
-      if (performance.now() > until || this.#stopping.signal.aborted || !client.isHere()) return retryable(answer);
+      if (!patient || !isAway(answer)) return answer;
+      if (performance.now() > until || this.#stopping) return retryable(answer);
       await pause(ASK_AGAIN);
     }
   }
 
   /** Wait for the database no more: the server is about to stop. */
   stop() {
-    this.#stopping.abort();
-  }
-
-  /** Roll back what clients that are gone have left open: it would hold its locks until it expires. */
-  async forsake() {
-    for (const [id, client] of this.#open) if (!client.isHere()) await this.rollback(id);
+    this.#stopping = true;
   }
 
   // The connection is there before the engine asks for it: an engine that has lost patience would never give it back.
@@ -127,7 +113,9 @@ export class Engine {
     this.#database.hand(connection);
     try {
       const answer = JSON.parse(await guarded(() => this.#wasm.startTransaction(asked, TRACE)));
-      return answer.error_code !== undefined || answer.id === undefined ? this.#errors.userFacing(answer) : answer;
+      if (answer.error_code !== undefined || answer.id === undefined) return this.#errors.userFacing(answer);
+      this.#database.name(connection, answer.id);
+      return answer;
     } finally {
       this.#database.take(connection);
     }

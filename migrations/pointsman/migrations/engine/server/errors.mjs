@@ -1,6 +1,7 @@
 // Failures -> Prisma's error shape: {error, user_facing_error: {is_panic, message, meta, error_code}}.
 // Codes: https://www.prisma.io/docs/orm/reference/error-reference . LiteLLM decides by them whether to answer 401, 503 or 400.
 import { isGone } from './database.mjs';
+import { prismaError, retryable } from './shapes.mjs';
 
 const EXTERNAL = 'P2036'; // "Error in external connector (id N)": the driver threw
 // LiteLLM looks for these words; without them it would tell its caller that the key is wrong (401), not the database away (503).
@@ -11,30 +12,8 @@ const NETWORK = new Set([
 ]);
 const BROKEN = /connection terminated|connection ended|not queryable|timeout expired|socket|before secure tls/i;
 
-/** One error in Prisma's shape. `meta` is always an object: the client trips over null. */
-export function prismaError(code, message, meta = {}) {
-  return { error: message, user_facing_error: { is_panic: false, message, meta, error_code: code } };
-}
-
 /** The outcome of a COMMIT could not be found out; the client must not hear anything that lets it send the same again. */
 export class Unsettled extends Error {}
-
-// What undoes a transaction without its doing: the database is away, full, out of memory or disk, or only reads.
-const AWAY = new Set(['P1001', 'P1002', 'P1008', 'P1017', 'P2024']);
-const AWAY_TEXT = /PostgresError \{ code: "(53|58|57P|25006)/;
-
-/** Whether a user-facing error says that the database is away, and not that it has refused what was asked. */
-export const isAway = (error) => AWAY.has(error.error_code) || AWAY_TEXT.test(error.message ?? '');
-
-/**
- * A failure of an interactive transaction that is known to be undone, as "please retry your transaction" (P2034) where trying it
- * again makes sense. LiteLLM sends spend that it must not count twice again on that, and on few other failures.
- */
-export function retryable(error) {
-  if (!isAway(error)) return error;
-  const message = `The transaction was rolled back and may be tried again: ${error.message}`;
-  return { ...error, message, error_code: 'P2034' };
-}
 
 /** Finds the driver's own error behind what the engine reports, and names it as Prisma's native engine would. */
 export class ErrorMapper {

@@ -25,14 +25,19 @@ export class Transaction {
   #pool;
   #client;
   #patience;
+  #announce;
   #broken = false;
   #released = false;
 
-  /** @param {number} patience ms that the outcome of a COMMIT is looked for: the database may take that long to come back */
-  constructor(pool, client, patience) {
+  /**
+   * @param {number} patience ms that the outcome of a COMMIT is looked for: the database may take that long to come back
+   * @param {(client: object, own: object) => Promise<void>} announce told before each COMMIT what `settle` will need to look it up
+   */
+  constructor(pool, client, patience, announce) {
     this.#pool = pool;
     this.#client = client;
     this.#patience = patience;
+    this.#announce = announce;
   }
 
   async queryRaw(query) {
@@ -66,29 +71,16 @@ export class Transaction {
   async #commit(query) {
     const asked = await run(this.#client, { sql: OWN_ID, args: [] });
     const [id, place, time] = asked.ok ? asked.value.rows[0] : []; // refused: the transaction has failed, COMMIT will roll it back
+    if (id) await this.#announce(this.#client, { id, place, time });
     try {
       return await run(this.#client, query);
     } catch (error) {
       this.#broken = true;
-      if (!id || !(await this.#happened({ id, place, time }, error))) throw error; // without an id it has written nothing
+      if (!id) throw error; // it has written nothing
+      const status = await settle(this.#pool, { id, place, time }, this.#patience);
+      if (status === 'unknown') throw Object.assign(error, { unsettled: true }); // nobody may send the same again
+      if (status === 'aborted') throw error;
       return ok({ fields: [], rows: [], rowCount: 0 });
-    }
-  }
-
-  // Throws when it cannot be found out; nobody may send the same again then.
-  async #happened(own, error) {
-    const until = performance.now() + this.#patience;
-    for (;;) {
-      const status = await outcome(this.#pool, own);
-      if (status === 'committed' || status === 'aborted') {
-        log('warning', 'the connection broke during a COMMIT; its outcome was looked up', { status, reason: error.message });
-        return status === 'committed';
-      }
-      if (status === 'forgotten' || performance.now() > until) {
-        log('error', 'the connection broke during a COMMIT; its outcome is unknown', { reason: error.message });
-        throw Object.assign(error, { unsettled: true });
-      }
-      await pause(ASK_AGAIN);
     }
   }
 
@@ -97,6 +89,29 @@ export class Transaction {
     if (this.#released) return;
     this.#released = true;
     this.#pool.release(this.#client, this.#broken);
+  }
+}
+
+/**
+ * What has become of a transaction whose COMMIT was sent.
+ *
+ * @param {{id: string, place: string, time: string}} own its id, and a place in the server's log and a time shortly before
+ * @param {number} patience ms
+ * @returns {Promise<'committed' | 'aborted' | 'unknown'>}
+ */
+export async function settle(pool, own, patience) {
+  const until = performance.now() + patience;
+  for (;;) {
+    const status = await outcome(pool, own);
+    if (status === 'committed' || status === 'aborted') {
+      log('warning', 'a COMMIT was interrupted; its outcome was looked up', { status });
+      return status;
+    }
+    if (status === 'forgotten' || performance.now() > until) {
+      log('error', 'a COMMIT was interrupted; its outcome is unknown', { looked: status ?? 'no database' });
+      return 'unknown';
+    }
+    await pause(ASK_AGAIN);
   }
 }
 
