@@ -21,7 +21,7 @@ from typing import Any
 
 from pointsman import litellm_config
 from pointsman.database_credentials import DatabaseAccess
-from pointsman.database_url import migration_url
+from pointsman.database_url import migration_url, parts_of
 from pointsman.decisions.store import maintain
 from pointsman.embedded_postgres import EmbeddedPostgres
 from pointsman.errors import ConfigError, DatabaseError, PointsmanError, ProcessError, RequestError
@@ -232,6 +232,8 @@ class Supervisor:
         if self._env.get("DATABASE_URL_READ_REPLICA"):
             self.progress.say("  ! DATABASE_URL_READ_REPLICA is not used: everything goes to DATABASE_URL")
         access = DatabaseAccess(self._env, run_dir)
+        if access.changing and parts_of(url).password is not None:
+            self.progress.say("  ! the database URL has a password, so neither a password file nor tokens are used for it")
         direct = migration_url(self._env, url) or url
         urls = await asyncio.to_thread(access.url, url), await asyncio.to_thread(access.url, direct)
         if access.changing:

@@ -21,7 +21,7 @@ from psycopg import sql
 
 from support.gateway import Gateway, free_port, pointsman
 from support.pg_cluster import PASSWORD, PgCluster
-from support.processes import wait_for
+from support.processes import marked, wait_for
 
 SCHEMA = 'its "own" schema'
 POOL = 4
@@ -64,6 +64,7 @@ class Place:
     gateway: Gateway
     secret: Path
     watch: Watch
+    url: str
 
     def set_password(self, password: str) -> None:
         self.server.execute(sql.SQL("ALTER ROLE app PASSWORD {}").format(password).as_string(None))
@@ -99,7 +100,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     )
     gateway = Gateway(CONFIG, root / "gateway", url, env={"DATABASE_PASSWORD_FILE": str(secret)})
     watch = Watch(server)
-    made = Place(server, gateway, secret, watch)
+    made = Place(server, gateway, secret, watch, url)
     made.set_password("the first one")
     gateway.start()
     yield made
@@ -166,6 +167,11 @@ def test_a_rotated_password_is_taken_from_the_file(place: Place) -> None:
     wait_for(place.recovered, 20, "new connections are made with the new password", 0.2)
     assert place.ask(key).status_code == 200
     assert place.gateway.key_info(key)["key_name"]
+
+
+def test_a_command_takes_the_password_from_the_file(place: Place) -> None:
+    done = pointsman("db", "status", env={"DATABASE_URL": place.url, "DATABASE_PASSWORD_FILE": str(place.secret)})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -250,3 +256,34 @@ def test_at_the_start_it_says_what_to_do(change: tuple[str, str], words: str, me
     for part in ("E4500", words, mend):
         assert part in done.stderr
     assert "right@" not in done.stderr
+
+
+@pytest.mark.slow("connections")
+def test_a_gateway_that_signs_its_passwords(tmp_path: Path) -> None:
+    """The server takes the token that the supervisor signs; LiteLLM in the workers hears nothing of tokens."""
+    server = PgCluster(tmp_path / "pg").start()
+    server.execute("CREATE ROLE app LOGIN", "CREATE DATABASE gate OWNER app")
+    runs = tmp_path / "t"
+    runs.mkdir()
+    env = {"IAM_TOKEN_DB_AUTH": "True", "DATABASE_HOST": "127.0.0.1", "DATABASE_PORT": str(server.port), "DATABASE_USER": "app"}
+    env |= {"DATABASE_NAME": "gate", "DATABASE_SSLMODE": "disable", "AWS_REGION": "eu-central-1", "TMPDIR": str(runs)}
+    gateway = Gateway(CONFIG, tmp_path / "gateway", None, env=env)
+    try:
+        gateway.spawn()
+        file = wait_for(lambda: next(runs.glob("*/pgpass"), None), 30, "the first token is signed")
+        token = file.read_text().strip().replace("\\:", "\0").split(":")[4].replace("\0", ":")
+        assert token.startswith(f"127.0.0.1:{server.port}/?Action=connect&DBUser=app&")
+        server.execute(sql.SQL("ALTER ROLE app PASSWORD {}").format(token).as_string(None))
+        gateway.wait_ready()
+        assert gateway.key_info(gateway.new_key())["key_name"]
+        for pid in marked(gateway.mark):
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            assert (b"IAM_TOKEN_DB_AUTH" in environment) == (pid == gateway.pid)
+            assert token.encode() not in environment
+            assert token.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        gateway.stop()
+    finally:
+        gateway.kill()
+        server.stop()
+    assert token not in gateway.log_path.read_text()
+    assert not list(runs.glob("*/pgpass"))

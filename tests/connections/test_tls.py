@@ -162,6 +162,7 @@ def test_client_certificates(site: Site) -> None:
     guarded = {
         f"{full}{CLIENT}": True,
         f"sslmode=require{CLIENT}": True,
+        f"sslmode=allow{CLIENT}": True,  # refused without TLS, so with
         full: None,
         "sslmode=disable": None,
         f"{full}&sslcert=DIR/guarded2.crt&sslkey=DIR/guarded2.key": None,  # the stranger's

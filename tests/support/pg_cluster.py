@@ -5,6 +5,7 @@ Made with the binaries that the embedded Postgres uses, as whoever may run them 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -151,7 +152,11 @@ class PgCluster:
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             pid = int((self.data / "postmaster.pid").read_text().split()[0])
-            os.kill(pid, 9 if kill else 2)
+            # Without their postmaster the others would go on serving whoever is connected.
+            others = _children(pid) if kill else []
+            for victim in (pid, *others):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, 9 if kill else 2)
             process.wait(20)
 
     def url(
@@ -177,6 +182,15 @@ class PgCluster:
         )
         rows = self.execute(everybody + f"({condition})", socket=True)
         return int(str(rows[0][0]))
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(entry.name))
+    return found
 
 
 @pytest.fixture

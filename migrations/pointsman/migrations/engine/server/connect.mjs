@@ -23,25 +23,27 @@ export class Connector {
 
   /**
    * @returns {Promise<object>} a connected `pg` client
-   * @throws what the last host said; `whileConnecting` is set
+   * @throws what the hosts said; `whileConnecting` is set
    */
   async open() {
     const { session, shuffle } = this.#options;
     const hosts = shuffle ? shuffled(this.#options.hosts) : this.#options.hosts;
     const wanted = session === 'prefer-standby' ? ['standby', 'any'] : [session];
-    let failure;
+    const failures = [];
     for (const kind of wanted) {
       for (const host of hosts) {
         try {
           return this.#note(host, await this.#suitable(host, kind));
         } catch (error) {
           error.whileConnecting = true;
-          failure = hosts.length > 1 && failure && !failure.severity && error.wrongKind ? failure : error;
+          failures.push(error);
           if (error.severity && error.code !== STARTING && !error.wrongKind) throw error; // it answered; another would say the same
         }
       }
     }
-    throw failure;
+    if (failures.length === 1) throw failures[0];
+    const said = failures.map(({ message, errors }) => message || errors?.map((error) => error.message).join(', '));
+    throw Object.assign(new Error(said.join('; ')), { whileConnecting: true });
   }
 
   #note(host, client) {
@@ -55,8 +57,9 @@ export class Connector {
   async #suitable(host, kind) {
     const client = await this.#encrypted(host);
     if (kind === 'any') return client;
+    const query_timeout = this.#options.client.connectionTimeoutMillis || undefined; // of a server that says nothing any more
     try {
-      const [standby, readOnly] = (await client.query({ text: KIND, rowMode: 'array' })).rows[0];
+      const [standby, readOnly] = (await client.query({ text: KIND, rowMode: 'array', query_timeout })).rows[0];
       const fits = { 'read-write': !readOnly, 'read-only': readOnly, primary: !standby, standby }[kind];
       if (fits) return client;
     } catch (error) {
