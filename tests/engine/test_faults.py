@@ -454,10 +454,10 @@ async def test_a_read_that_kills_engines_gets_no_third_one(database: str, tmp_pa
     client = engine.start().client()
     await client.connect()
     name = uuid4().hex
-    rows = "INSERT INTO \"LiteLLM_UserTable\" (user_id, user_alias) SELECT %s || i, repeat('x', 1000000) FROM generate_series(1, 150) i"
+    rows = 'INSERT INTO "LiteLLM_UserTable" (user_id, user_alias) SELECT %s || i, %s FROM generate_series(1, 150) i'
     try:
         with psycopg.connect(database.partition("?")[0], autocommit=True) as connection:
-            connection.execute(rows, [name])
+            connection.execute(rows, [name, "x" * 1_000_000])
         with pytest.raises(errors.DataError, match="Can't reach database server") as caught:
             await asyncio.wait_for(client.litellm_usertable.find_many(where={"user_id": {"startswith": name}}), 60)
         assert _is_503(caught.value)
