@@ -130,7 +130,11 @@ def test_history_as_it_really_is(fresh_database: Make, adopter: Adopter) -> None
     generated = replace(withdrawn, name="0_init")
     litellm_schema(url, [withdrawn, generated])
     filled = fill(url)
-    report = adopter(url)
+    with psycopg.connect(url, application_name="LiteLLM"):
+        report = adopter(url)
+    assert any(
+        note.startswith("others are connected") and "LiteLLM from 127.0.0.1 (1)" in note for note in report.found("note")
+    )
     check_adopted(url, filled, report)
     assert report.facts["history"]["late"] == [late.name]
     assert report.facts["history"]["rewritten"] == [files[3].name]

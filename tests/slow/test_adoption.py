@@ -20,12 +20,14 @@ import httpx
 import pytest
 
 from pointsman.migrations.adoption import Keys, Options, Outcome, adopt
+from pointsman.migrations.adoption.rehearsal import Scratch
 from pointsman.migrations.adoption.witness import Witness
-from pointsman.migrations.backup import read_manifest
-from pointsman.migrations.sources import Migration
+from pointsman.migrations.backup import backup, read_manifest, restore
+from pointsman.migrations.sources import Migration, litellm_migrations
 from support.gateway import Gateway, pointsman
-from support.old_litellm import SALT, count, fill, litellm_schema, rows
-from support.postgres import PostgresServer
+from support.old_litellm import CREDENTIAL, KEY, MODEL_KEY, SALT, count, fill, litellm_schema, rows
+from support.pg_versions import ForeignPostgres, install_servers
+from support.postgres import UNSAFE_AND_FAST, PostgresServer
 from support.processes import wait_for
 from support.stock import StockLiteLLM
 from support.topology import routed_config, single
@@ -48,6 +50,22 @@ CARD: dict[str, Any] = {
     "defaultOutputModes": ["text"],
     "skills": [{"id": "s", "name": "s", "description": "s", "tags": ["s"]}],
 }
+
+
+@pytest.fixture(scope="module")
+def witness() -> Iterator[Witness]:
+    with Witness() as process:
+        yield process
+
+
+def scratch_on(server: PostgresServer) -> Scratch:
+    """Rehearse on the session's server."""
+
+    @contextmanager
+    def scratch() -> Iterator[str]:
+        yield server.url("postgres")
+
+    return scratch
 
 
 def config(upstreams: Upstreams) -> dict[str, Any]:
@@ -218,14 +236,59 @@ def test_the_backup_drill(
         second.stop()
 
 
+def test_an_old_version_is_adopted_and_serves(
+    fresh_database: Make, postgres_server: PostgresServer, witness: Witness, upstreams: Upstreams, tmp_path: Path
+) -> None:
+    """As of 2025, from before there were agents: the key calls, the provider gets its stored keys."""
+    url = fresh_database()
+    litellm_schema(url, litellm_migrations()[:60])
+    fill(url, upstream=upstreams.url("of-old"))
+    options = Options(
+        Keys(salt=SALT), scratch_on(postgres_server), tmp_path / "before.dump", witness=lambda: nullcontext(witness)
+    )
+    assert adopt(url, options, print).outcome is Outcome.ADOPTED
+    gateway = Gateway(config(upstreams), tmp_path / "gateway", url, env={"LITELLM_SALT_KEY": SALT}, workers=1)
+    gateway.start()
+    try:
+        for model, sent in (("old-model", MODEL_KEY), ("old-model-with-credential", CREDENTIAL)):
+            before = upstreams.count("of-old")
+            wait_for(lambda model=model: chat(gateway.admin, KEY, model) == 200, 60, f"{model} answers", interval=0.5)
+            assert upstreams.requests("of-old", since=before)[-1]["headers"]["authorization"] == f"Bearer {sent}"
+        assert gateway.key_info(KEY)["key_alias"] == "old"
+        assert {server["server_id"] for server in ok(gateway.admin.get("/v1/mcp/server"))} == {"server-1"}
+    finally:
+        gateway.stop()
+
+
+@pytest.mark.requirement("R-17")
+def test_the_oldest_and_other_versions_of_postgres(
+    fresh_database: Make, postgres_server: PostgresServer, witness: Witness, tmp_path: Path
+) -> None:
+    """Adopted on 13 and 16; backed up there by the newest programs, restored there and on the newest server."""
+    servers = install_servers(tmp_path / "servers")
+    for major in (13, 16):
+        server = PostgresServer(tmp_path / f"pg{major}", UNSAFE_AND_FAST)
+        server.embedded = ForeignPostgres(servers[major], tmp_path / f"pg{major}", UNSAFE_AND_FAST)  # type: ignore[assignment]
+        server.start()
+        try:
+            url, file = server.fresh_database("old"), tmp_path / f"of-{major}.dump"
+            litellm_schema(url, litellm_migrations()[:100])
+            filled = fill(url)
+            scratch = scratch_on(postgres_server)
+            options = Options(Keys(salt=SALT), scratch, tmp_path / f"before-{major}.dump", witness=lambda: nullcontext(witness))
+            assert adopt(url, options, print).outcome is Outcome.ADOPTED
+            made = backup(url, file, print)
+            assert made.manifest.server_version // 10_000 == major
+            for target in (server.fresh_database("again"), fresh_database()):
+                assert restore(target, file, print).rows == made.manifest.rows
+                assert {name: count(target, name) for name in filled.rows} == filled.rows
+                assert pointsman("db", "status", env={"DATABASE_URL": target}).returncode == 0
+        finally:
+            server.close()
+
+
 OLD_RELEASES = ("0.2.0", "0.2.20", "0.3.0", "0.4.15", "0.4.45", "0.4.60", "0.4.100")
 """Of litellm-proxy-extras: rewritten files, withdrawn ones, files that came late; the oldest wheel first."""
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Witness]:
-    with Witness() as process:
-        yield process
 
 
 @pytest.mark.parametrize("release", OLD_RELEASES)
@@ -239,11 +302,9 @@ def test_the_schema_of_real_old_releases(
     litellm_schema(url, migrations)
     filled = fill(url)
 
-    @contextmanager
-    def scratch() -> Iterator[str]:
-        yield postgres_server.url("postgres")
-
-    options = Options(Keys(salt=SALT), scratch, tmp_path / "before.dump", witness=lambda: nullcontext(witness))
+    options = Options(
+        Keys(salt=SALT), scratch_on(postgres_server), tmp_path / "before.dump", witness=lambda: nullcontext(witness)
+    )
     lines: list[str] = []
     report = adopt(url, options, lines.append)
     print("\n".join(lines))

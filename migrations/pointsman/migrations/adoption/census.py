@@ -51,13 +51,18 @@ class Census:
     digests: dict[str, str]
 
 
-def rights_lacking(connection: psycopg.Connection[Any]) -> list[str]:
-    """What this role may not do and migrations need, each as a clause; empty when nothing is lacking."""
+def rights_lacking(connection: psycopg.Connection[Any], own: str) -> list[str]:
+    """What this role may not do and migrations need, each as a clause; empty when nothing is lacking.
+
+    Args:
+        own: name of the schema of our tables; it may be there already, made by somebody who may.
+    """
     lacking: list[str] = []
     recovery, read_only, create, schemas, database = connection.execute(
         "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on', "
-        "has_schema_privilege(current_schema(), 'CREATE'), has_database_privilege(current_database(), 'CREATE'), "
-        "quote_ident(current_database())"
+        "has_schema_privilege(current_schema(), 'CREATE'), coalesce(has_schema_privilege(to_regnamespace(quote_ident(%s)), 'CREATE'), "
+        "has_database_privilege(current_database(), 'CREATE')), quote_ident(current_database())",
+        (own,),
     ).fetchone() or (True, True, False, False, "")
     if recovery:
         lacking.append("the server is a read replica")
@@ -66,7 +71,7 @@ def rights_lacking(connection: psycopg.Connection[Any]) -> list[str]:
     if not create:
         lacking.append("it may not make tables in LiteLLM's schema (GRANT CREATE ON SCHEMA)")
     if not schemas:
-        lacking.append(f"it may not make a schema for our tables (GRANT CREATE ON DATABASE {database})")
+        lacking.append(f"it may not make the schema {own} for our tables (GRANT CREATE ON DATABASE {database})")
     foreign = connection.execute(
         "SELECT tablename, tableowner FROM pg_tables WHERE schemaname = current_schema() "
         "AND (tablename LIKE 'LiteLLM\\_%' OR tablename = '_prisma_migrations') "

@@ -35,10 +35,11 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def check_database(connection: psycopg.Connection[Any], accepted: frozenset[str], report: Report) -> History:
+def check_database(connection: psycopg.Connection[Any], own: str, accepted: frozenset[str], report: Report) -> History:
     """It is LiteLLM's, this role may migrate it, and its ledger is understood.
 
     Args:
+        own: name of the schema of our tables.
         accepted: names in the ledger that the operator vouches for.
 
     Raises:
@@ -48,7 +49,7 @@ def check_database(connection: psycopg.Connection[Any], accepted: frozenset[str]
     report.add("check", f"PostgreSQL {version // 10_000}.{version % 10_000} at {report.database} answers")
     if not has_litellm_tables(connection):
         raise Refused("check", "there are no tables of LiteLLM's here: check host, database and schema of the URL")
-    if lacking := rights_lacking(connection):
+    if lacking := rights_lacking(connection, own):
         raise Refused("check", "this role cannot migrate: " + "; ".join(lacking))
     history = read_history(connection, litellm_migrations(), accepted)
     report.facts["history"] = {name: list(getattr(history, name)) for name in ("pending", "late", "rewritten", "withdrawn")}

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pointsman.database_url import address, schema_of
+from pointsman.database_url import address, own_schema, schema_of
 from pointsman.errors import DatabaseError
 from pointsman.migrations.adoption.census import columns_of
 from pointsman.migrations.adoption.checks import Refused, check_database, check_keys
@@ -70,7 +70,7 @@ def adopt(database_url: str, options: Options, say: Callable[[str], None]) -> Re
     with options.witness() as witness:
         try:
             with connect(database_url) as connection:
-                history = check_database(connection, options.accept_migrations, report)
+                history = check_database(connection, own_schema(database_url), options.accept_migrations, report)
                 present = columns_of(connection)
                 check_keys(connection, present, witness, options.keys, report, accept=options.accept_unreadable)
             rehearsal = _rehearse(database_url, options, report)
