@@ -14,7 +14,8 @@ const FIELDS_IN_RELATION = new Set([
 const FIELDS_IN_OPERATION = new Set(['where', 'data', 'create', 'update', 'cursor', 'having']);
 const LOGIC = new Set(['AND', 'OR', 'NOT']);
 const JSON_TEXT_KEYS = new Set([
-  'equals', 'not', 'array_contains', 'array_starts_with', 'array_ends_with', 'lt', 'lte', 'gt', 'gte', 'set',
+  'equals', 'not', 'array_contains', 'array_starts_with', 'array_ends_with', 'lt', 'lte', 'gt', 'gte', 'set', 'push', // Json
+  'has', 'hasEvery', 'hasSome', // Json[]
 ]);
 
 const JSON_DEPTH = 127; // the engine's own limit (serde_json)
