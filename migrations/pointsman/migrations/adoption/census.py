@@ -60,7 +60,8 @@ def rights_lacking(connection: psycopg.Connection[Any], own: str) -> list[str]:
     lacking: list[str] = []
     recovery, read_only, create, schemas, database = connection.execute(
         "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on', "
-        "has_schema_privilege(current_schema(), 'CREATE'), coalesce(has_schema_privilege(to_regnamespace(quote_ident(%s)), 'CREATE'), "
+        "has_schema_privilege(current_schema(), 'CREATE'), "
+        "coalesce(has_schema_privilege(to_regnamespace(quote_ident(%s)), 'CREATE'), "
         "has_database_privilege(current_database(), 'CREATE')), quote_ident(current_database())",
         (own,),
     ).fetchone() or (True, True, False, False, "")
