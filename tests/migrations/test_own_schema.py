@@ -23,7 +23,7 @@ from pointsman.database_url import libpq_url, own_schema
 from pointsman.decisions import Decision, new_decision_id
 from pointsman.decisions.store import DecisionStore, erase, maintain
 from pointsman.errors import DatabaseError
-from pointsman.migrations.runner import migrate, status
+from pointsman.migrations.runner import migrate, require_current, status
 from pointsman.migrations.sources import our_migrations
 from pointsman.settings import DecisionSettings
 from pointsman.strategies.rollout import PostgresRollout, blocked
@@ -232,6 +232,7 @@ def test_rights_go_along(before_the_move: str) -> None:
     assert before.erase("k") == 2
     assert asyncio.run(erase(theirs, key_hash="nobody")) == 0
     assert asyncio.run(PostgresRollout(theirs).read("s")).generation == 1
+    require_current(theirs)  # what `serve --no-migrate` asks
 
 
 def test_a_role_that_may_not_make_a_schema(fresh_database: Make) -> None:

@@ -40,7 +40,7 @@ export default {
   schema: process.env.SCHEMA_FILE,
   migrations: { path: process.env.MIGRATIONS },
   adapter: async () => {
-    const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 1, idleTimeoutMillis: 100 });
+    const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 1, allowExitOnIdle: true });
     const factory = new PrismaPg(pool, { disposeExternalPool: true });
     const connect = factory.connect.bind(factory);
     factory.connect = async () => complete(await connect(), pool);
