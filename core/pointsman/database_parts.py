@@ -65,8 +65,8 @@ class Parts:
         return f"{self.scheme}://{user}{self.authority}{path}{query}"
 
     def get(self, name: str) -> str | None:
-        """A parameter's value; None when it is missing or empty."""
-        return next((value for key, value in self.query if key == name and value), None)
+        """A parameter's value, the last if there are several; None when it is missing or empty."""
+        return dict(self.query).get(name) or None
 
     def without(self, *names: str) -> Parts:
         """The same without these parameters."""
@@ -109,21 +109,21 @@ class Parts:
             ValueError: a port is no port, or the lists have different lengths.
         """
         written = [self._written(text) for text in self.authority.split(",")]
-        names, addresses, ports = ((self.get(name) or "").split(",") for name in ("host", "hostaddr", "port"))
-        given = names if names != [""] else [name or address for (name, _), address in zip(written, addresses, strict=False)]
-        if names == [""] and addresses == [""]:
-            given = [name for name, _ in written]
-        elif names == [""] and len(addresses) != len(written):
-            given = addresses
-        if len(ports) not in (1, len(given)) or (addresses != [""] and len(addresses) != len(given)):
+        names, addresses, ports = (
+            [*text.split(",")] if (text := self.get(name)) else [] for name in ("host", "hostaddr", "port")
+        )
+        if not names and any(name for name, _ in written):
+            names = [name for name, _ in written]
+        names = names or [""] * max(1, len(addresses), len(written) if len(written) > 1 else 0)
+        ports = ports or [port for _, port in written]
+        if len(ports) not in (1, len(names)) or len(addresses) not in (0, len(names)):
             raise ValueError("as many ports and addresses as hosts")
         result = []
-        for index, name in enumerate(given):
-            own = written[index][1] if len(written) == len(given) else written[0][1] if len(written) == 1 else ""
-            port = int((ports[index] if len(ports) > 1 else ports[0]) or own or DEFAULT_PORT)
+        for index, name in enumerate(names):
+            port = int(ports[index if len(ports) > 1 else 0] or DEFAULT_PORT)
             if not 0 < port < 65536:
                 raise ValueError("a port is between 1 and 65535")
-            result.append(Host(name or "localhost", port))
+            result.append(Host(name or (addresses[index] if addresses else "localhost"), port))
         return tuple(result)
 
     @staticmethod

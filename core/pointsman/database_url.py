@@ -222,8 +222,7 @@ def libpq_url(url: str) -> str:
     parts = parts_of(url)
     given = dict(parts.query)
     kept = {name: value for name, value in given.items() if name in _KEPT}
-    if given.get("sslmode") != "disable":
-        _translate_tls(given, kept)
+    _translate_tls(given, kept)
     if kept.get("connect_timeout") == "0":
         del kept["connect_timeout"]
     if len(parts.hosts) > 1:
@@ -233,7 +232,9 @@ def libpq_url(url: str) -> str:
 
 def _translate_tls(given: Mapping[str, str], kept: dict[str, str]) -> None:
     authority = None if "sslkey" in given else kept.pop("sslcert", None)
-    if given.get("sslaccept") == "strict":
+    if given.get("sslmode") == "disable":
+        pass
+    elif given.get("sslaccept") == "strict":
         if authority:
             kept.setdefault("sslrootcert", authority)
         kept["sslmode"] = "verify-full"

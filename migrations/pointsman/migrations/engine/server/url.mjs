@@ -24,7 +24,7 @@ export function parseUrl(text) {
   if (!found) throw new BadUrl('the database URL is malformed');
   const [, scheme, userinfo = '', authority, path = '', query = ''] = found;
   if (!['postgresql', 'postgres'].includes(scheme)) throw new BadUrl('the database URL is not postgresql://');
-  const parameters = new URLSearchParams(query);
+  const parameters = new URLSearchParams(Object.fromEntries(new URLSearchParams(query))); // of several of a name, the last
   for (const name of UNSUPPORTED) {
     if (parameters.get(name)) throw new BadUrl(`${name} in the database URL is not supported`);
   }
@@ -78,22 +78,21 @@ export function parseUrl(text) {
 function hostsOf(authority, parameters) {
   const named = authority.split(',').map((part) => {
     const [, bracketed, plain, port] = /^(?:\[([^\]]*)\]|([^:]*))(?::(\d*))?$/.exec(part) ?? bad('host');
-    return { host: bracketed ?? decoded(plain), port: port || undefined };
+    return { host: bracketed ?? decoded(plain), port: port ?? '' };
   });
   const list = (name) => (parameters.get(name) ? parameters.get(name).split(',') : []);
-  const [hosts, addresses, ports] = [list('host'), list('hostaddr'), list('port')];
-  const count = hosts.length || addresses.length || named.length;
-  const at = (values, index, what) => {
-    if (values.length > 1 && values.length !== count) bad(what);
-    return values[values.length === 1 ? 0 : index];
-  };
-  return Array.from({ length: count }, (_, index) => {
-    const port = Number(at(ports, index, 'port') || named[index]?.port || (named.length === 1 && named[0].port) || 5432);
+  const addresses = list('hostaddr');
+  let hosts = list('host');
+  if (!hosts.length && named.some(({ host }) => host)) hosts = named.map(({ host }) => host);
+  if (!hosts.length) hosts = Array(Math.max(1, addresses.length, named.length > 1 ? named.length : 0)).fill('');
+  const ports = parameters.get('port') ? list('port') : named.map(({ port }) => port);
+  if (![1, hosts.length].includes(ports.length)) bad('port');
+  if (![0, hosts.length].includes(addresses.length)) bad('hostaddr');
+  return hosts.map((name, index) => {
+    const port = Number(ports[ports.length > 1 ? index : 0] || 5432);
     if (!Number.isInteger(port) || port < 1 || port > 65535) bad('port');
-    if (addresses.length && addresses.length !== count) bad('hostaddr');
     const hostaddr = addresses[index];
-    const host = (hosts.length ? hosts[index] : named[index]?.host) || hostaddr || 'localhost';
-    return { host, port, ...(hostaddr && { hostaddr }) };
+    return { host: name || hostaddr || 'localhost', port, ...(hostaddr && { hostaddr }) };
   });
 }
 
