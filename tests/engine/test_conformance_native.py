@@ -65,7 +65,7 @@ def test_differences_are_told() -> None:
 
 def _suite(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
 
 
 def test_an_engine_that_is_not_there_is_refused() -> None:
@@ -75,6 +75,7 @@ def test_an_engine_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.slow("conformance")
+@pytest.mark.timeout(1000)
 @pytest.mark.conformance("Comparison", "the whole suite on a second engine")
 @pytest.mark.parametrize("files", [("models", "relations"), ("values", "filters", "errors", "raw")], ids="+".join)
 def test_the_suite_runs_on_both_and_compares(tmp_path: Path, files: tuple[str, ...]) -> None:
