@@ -176,7 +176,7 @@ class Books:
         with psycopg.connect(self._url, autocommit=True, connect_timeout=3) as connection:
 
             def sums(query: str) -> dict[str, float]:
-                return {str(who): float(spend) for who, spend in connection.execute(query).fetchall() if who and spend}  # type: ignore[call-overload]
+                return {str(who): float(spend) for who, spend in connection.execute(query).fetchall() if who and spend}
 
             logs = connection.execute(
                 'SELECT request_id, spend FROM "LiteLLM_SpendLogs" WHERE model_group = %s AND status = %s',

@@ -15,7 +15,7 @@ from support.processes import wait_for
 
 __all__ = ["FAULTS", "promoted", "signalled"]
 
-GATEWAYS = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
+CLIENTS = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
 
 def processes(cluster: PgCluster) -> list[int]:
@@ -68,8 +68,9 @@ def full(cluster: PgCluster) -> Iterator[None]:
         ours = [admin.info.backend_pid]
         try:
             for _ in range(5):
-                condition = f"{GATEWAYS} AND NOT pid = ANY(%s)"
-                admin.execute(f"SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE {condition}", [ours])  # type: ignore[arg-type]
+                for (pid,) in admin.execute(CLIENTS).fetchall():
+                    if pid not in ours:
+                        admin.execute("SELECT pg_terminate_backend(%s, 2000)", [pid])
                 with contextlib.suppress(psycopg.OperationalError):
                     while True:
                         taken.append(psycopg.connect(f"{host} user={SUPERUSER} dbname=postgres", password=PASSWORD))
@@ -94,15 +95,16 @@ def read_only(cluster: PgCluster) -> Iterator[None]:
 @contextlib.contextmanager
 def thrown_out(cluster: PgCluster) -> Iterator[None]:
     """All clients lose their connections, and may come back at once."""
-    cluster.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {GATEWAYS}", socket=True)
+    for (pid,) in cluster.execute(CLIENTS, socket=True):
+        cluster.execute(f"SELECT pg_terminate_backend({pid})", socket=True)
     yield
 
 
 @contextlib.contextmanager
 def crashed(cluster: PgCluster) -> Iterator[None]:
     """One backend is killed, as for memory: Postgres throws all out and recovers by itself."""
-    rows = cluster.execute(f"SELECT pid FROM pg_stat_activity WHERE {GATEWAYS} LIMIT 1", socket=True)
-    signalled([int(str(pid)) for (pid,) in rows], signal.SIGKILL)
+    rows = cluster.execute(CLIENTS, socket=True)
+    signalled([int(str(pid)) for (pid,) in rows[:1]], signal.SIGKILL)
     yield
 
 
