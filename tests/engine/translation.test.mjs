@@ -103,7 +103,10 @@ test('text for a Json column must be JSON that the engine can read: it panics on
   assert.throws(() => translator.translate(filter), MalformedQuery);
 });
 
-test('integers that fit nowhere are left to the engine to refuse', () => {
+test('numbers that fit nowhere are refused, the whole ones by the engine', () => {
+  for (const number of ['1e400', '9'.repeat(400)]) {
+    assert.throws(() => args(`mutation { result: createOneKey(data: {kind: ${number}}) { token } }`), MalformedQuery);
+  }
   const size = (text) => args(`mutation { result: createOneTeam(data: {size: ${text}}) { id } }`).data.size;
   assert.deepEqual(size('-9223372036854775808'), { $type: 'BigInt', value: '-9223372036854775808' });
   assert.equal(size('9223372036854775808'), 2 ** 63);

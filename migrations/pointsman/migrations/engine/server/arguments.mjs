@@ -159,7 +159,7 @@ function plain(value, type) {
     case 'IntValue':
       return integer(value.value, type);
     case 'FloatValue':
-      return Number(value.value);
+      return float(value.value);
     case 'NullValue':
       return null;
     case 'Variable':
@@ -173,8 +173,14 @@ function plain(value, type) {
   }
 }
 
-function integer(text, type) {
+function float(text) {
   const number = Number(text);
+  if (!Number.isFinite(number)) throw new MalformedQuery(`Invalid argument value: ${text} is too large`); // JSON would make it null
+  return number;
+}
+
+function integer(text, type) {
+  const number = float(text);
   if (type !== 'BigInt' || Number.isSafeInteger(number)) return number;
   // What fits nowhere goes on as a number, which the engine refuses in its own words.
   return BigInt.asIntN(64, BigInt(text)) === BigInt(text) ? { $type: 'BigInt', value: text } : number;
