@@ -111,7 +111,7 @@ def test_killed_at_any_moment_it_goes_on(fresh_database: Make, new_database: Mak
         return int(rows(url, "SELECT count(*) FROM _prisma_migrations")[0][0]) if exists else -1
 
     seen = []
-    for wanted in [0, *sorted(draw.sample(range(1, files), 5)), files - 1]:
+    for wanted in [0, *sorted(draw.sample(range(1, files), 3)), files - 1]:
         process = subprocess.Popen(
             [executable(), "db", "migrate"], env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
@@ -235,13 +235,12 @@ def test_a_table_in_use_holds_up_the_migration_but_not_the_tables_users(new_data
         busy.execute("SELECT * FROM public_pointsman.pointsman_rollout")
         lines: list[str] = []
         with pytest.raises(DatabaseError, match="a long report") as caught:
-            migrate(url, lines.append, our_folder=folder, table_patience=3.0)
+            migrate(url, silent, our_folder=folder, table_patience=0.0)
         assert caught.value.code == "E4501"
-        assert any("a long report" in line for line in lines)
         slowest = 0.0
-        thread = threading.Thread(target=migrate, args=(url, silent), kwargs={"our_folder": folder})
+        thread = threading.Thread(target=migrate, args=(url, lines.append), kwargs={"our_folder": folder})
         thread.start()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 3
         while time.monotonic() < deadline:
             before = time.monotonic()
             rows(url, "SELECT * FROM public_pointsman.pointsman_rollout")
@@ -249,4 +248,5 @@ def test_a_table_in_use_holds_up_the_migration_but_not_the_tables_users(new_data
         busy.rollback()
         thread.join(30)
     assert 0.2 < slowest < 4, "readers waited behind the migration, and not for long"
+    assert any("a long report" in line for line in lines)
     assert status(url, our_folder=folder).current

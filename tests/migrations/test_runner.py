@@ -22,7 +22,7 @@ from pointsman.database_url import address, libpq_url, redact, unreachable
 from pointsman.errors import DatabaseError
 from pointsman.migrations.indexes import build_indexes, ledger_name
 from pointsman.migrations.lock import KEYS
-from pointsman.migrations.runner import MigrationReport, migrate, status
+from pointsman.migrations.runner import migrate, status
 from pointsman.migrations.sources import litellm_migrations, our_migrations
 from support.postgres import OWN_FIRST
 
@@ -117,23 +117,6 @@ def test_second_run_is_fast_and_does_nothing(new_database: Make) -> None:
     assert report.already == len(litellm_migrations()) + len(our_migrations())
     assert "current" in str(report)
     assert schema(url) == before
-
-
-def test_ten_at_once(fresh_database: Make) -> None:
-    url = fresh_database()
-    barrier = threading.Barrier(10)
-
-    def one(_: int) -> MigrationReport:
-        barrier.wait()
-        return migrate(url, silent, patience=120)
-
-    with ThreadPoolExecutor(10) as pool:
-        reports = list(pool.map(one, range(10)))
-    assert sum(bool(report.applied) for report in reports) == 1
-    assert rows(url, "SELECT count(*), count(DISTINCT migration_name) FROM _prisma_migrations") == [
-        (len(litellm_migrations()), len(litellm_migrations()))
-    ]
-    assert rows(url, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'") == []
 
 
 class TestFailure:
