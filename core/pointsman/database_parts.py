@@ -17,7 +17,7 @@ _SHAPE = re.compile(
     r"(?P<scheme>\w[\w+.-]*)://(?:(?P<userinfo>.*?)@(?=[^@/]*(?:[/?]|$)))?(?P<authority>[^/?#]*)(?:/(?P<path>[^?#]*))?(?:\?(?P<query>[^#]*))?",
     re.DOTALL,
 )
-_HOST = re.compile(r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<plain>[^:]*))(?::(?P<port>\d*))?")
+_HOST = re.compile(r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>\d*))?")
 
 
 @dataclass(frozen=True, slots=True)

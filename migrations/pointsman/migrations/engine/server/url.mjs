@@ -77,7 +77,7 @@ export function parseUrl(text) {
 // As in libpq, `host`, `hostaddr` and `port` take lists; one port is for all hosts.
 function hostsOf(authority, parameters) {
   const named = authority.split(',').map((part) => {
-    const [, bracketed, plain, port] = /^(?:\[([^\]]*)\]|([^:]*))(?::(\d*))?$/.exec(part) ?? bad('host');
+    const [, bracketed, plain, port] = /^(?:\[([^\]]*)\]|([^:[\]]*))(?::(\d*))?$/.exec(part) ?? bad('host');
     return { host: bracketed ?? decoded(plain), port: port ?? '' };
   });
   const list = (name) => (parameters.get(name) ? parameters.get(name).split(',') : []);
