@@ -178,6 +178,7 @@ async def test_find_many_ordered_by_every_column(client: Any, sql: Any, tag: str
 
     await every_model(fill)  # all of them first: rows also make the rows that they point to
     await every_model(check)
+    client.answers.clear()  # nothing to compare: which of equal rows come first is up to Postgres
 
 
 @pytest.mark.conformance("Operations", "create_many")
@@ -224,9 +225,7 @@ async def test_update_of_every_column(client: Any, sql: Any, tag: str) -> None:
         emptied = await table.update(where=model.where(row), data=nulls)
         assert {name: getattr(emptied, name) for name in nulls} == nulls
         assert (
-            await table.update(where=dict.fromkeys(model.keys[0], "nobody"), data={}) is None
-            if _one_text_key(model)
-            else True
+            await table.update(where=dict.fromkeys(model.keys[0], "nobody"), data={}) is None if _one_text_key(model) else True
         )
 
     await every_model(check)
