@@ -34,6 +34,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, LiteralString, cast
@@ -53,6 +54,7 @@ CONNECTIONS = 10
 PAGE = 50
 BATCH = 100
 CALLERS = (1, 8, 50)
+PATIENCE = timedelta(seconds=60)
 # Operations a round, by number of callers: enough for a 99th percentile, few enough for a round to take a second or so.
 OPERATIONS = {"lookup": (300, 600, 1200), "page": (100, 200, 300), "flush": (8, 16, 50)}
 
@@ -166,7 +168,8 @@ class Engine:
         return rows
 
     async def flush(self, key: int) -> object:
-        async with self._client.tx() as transaction, transaction.batch_() as batch:
+        # Fifty callers share ten connections; Prisma's own patience of two seconds is not what is measured.
+        async with self._client.tx(max_wait=PATIENCE, timeout=PATIENCE) as transaction, transaction.batch_() as batch:
             for one in _some(key):
                 batch.litellm_verificationtoken.update_many(where={"token": one}, data={"spend": {"increment": 0.001}})
         return None
