@@ -154,6 +154,15 @@ def report(old: Snapshot, new: Snapshot) -> str:
     return "\n".join(lines)
 
 
+def _change(before: str, after: str) -> str:
+    """Both, or of long lists only what came and went."""
+    if len(before) <= _SHOWN and len(after) <= _SHOWN:
+        return f"\n  - was {_cut(before)}\n  - is {_cut(after)}"
+    old, new = before.split(", "), after.split(", ")
+    lost, won = [part for part in old if part not in new], [part for part in new if part not in old]
+    return f"\n  - without {_cut(', '.join(lost)) or 'nothing'}\n  - with {_cut(', '.join(won)) or 'nothing'}"
+
+
 def _why(section: str, name: str) -> str:
     return f"({TOUCHED[name]})" if section == "hooks" and name in TOUCHED else ""
 

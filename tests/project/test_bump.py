@@ -116,16 +116,19 @@ def test_differences_are_reported_with_their_reason() -> None:
     new["routes"] = {"GET /a": "()", "POST /c": "()"}
     new["columns"]["T.x"] = "BigInt"
     new["migrations"]["2_b"] = "bb"
+    many = [f"field_{number}?" for number in range(50)]
+    old["settings"]["long"], new["settings"]["long"] = ", ".join([*many, "gone?"]), ", ".join([*many, "come?"])
     text = report(old, new)
     assert text.startswith("# LiteLLM 1.0.0 to 1.1.0\n")
     for line in (
-        "- gone: `litellm:Router.get_deployment` (the same)",
+        "- gone: `litellm:Router.get_deployment` (hot reload of the configuration)",
         "- changed: `litellm:callbacks` (our hook stands last in it)\n  - was `list`\n  - is `tuple`",
         "- gone: `POST /b`",
         "- new: `POST /c` `()`",
         "- changed: `T.x`",
         "- new: `2_b` `bb`",
-        "## Settings keys\n\nNo change.",
+        "- changed: `long`\n  - without `gone?`\n  - with `come?`",
+        "## What its proxy requires\n\nNo change.",
     ):
         assert line in text, text
 
