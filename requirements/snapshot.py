@@ -147,9 +147,7 @@ def report(old: Snapshot, new: Snapshot) -> str:
             elif before in (None, GONE):
                 lines.append(f"- new: `{name}` {_cut(after or '')}".rstrip())
             else:
-                lines.append(
-                    f"- changed: `{name}` {_why(section, name)}\n  - was {_cut(before or '')}\n  - is {_cut(after or '')}"
-                )
+                lines.append(f"- changed: `{name}` {_why(section, name)}".rstrip() + _change(before or "", after or ""))
         lines.append("")
     return "\n".join(lines)
 
