@@ -58,7 +58,8 @@ async def test_the_databases_clock_decides(database_url: str) -> None:
     for age in (0, 1, 2, 3):
         await maintain(database_url, 100, now=datetime(2024, 3, 9, 12, tzinfo=UTC) - age * DAY)
     ask(database_url, "CREATE SCHEMA fake")
-    ask(database_url, "CREATE FUNCTION fake.now() RETURNS timestamptz RETURN '2024-03-09 23:30:00-02'::timestamptz")
+    body = "SELECT '2024-03-09 23:30:00-02'::timestamptz"
+    ask(database_url, f"CREATE FUNCTION fake.now() RETURNS timestamptz LANGUAGE sql AS $${body}$$")
     name = database_url.rpartition("/")[2]
     ask(database_url, f'ALTER DATABASE "{name}" SET search_path = fake, pg_catalog, public')
     await maintain(database_url, 1)  # 2024-03-10 01:30 UTC
