@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import psycopg
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pointsman.database_url import address, libpq_url, redact, unreachable
@@ -345,6 +345,8 @@ class TestUrl:
     @given(st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF), min_size=6))
     def test_password_never_shows(self, secret: str) -> None:
         url = f"postgresql://u:{quote(secret, safe='')}@127.0.0.1:9/d"
+        # A password may be a piece of what the message says anyway.
+        assume(secret not in str(unreachable("postgresql://u@127.0.0.1:9/d", OSError("cannot use *** or *** at"))))
         said = str(unreachable(url, OSError(f"cannot use {secret} or {quote(secret, safe='')} at {url}")))
         assert secret not in said.replace(address(url), "")
         assert secret not in redact(secret, url)
