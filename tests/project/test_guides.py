@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -69,9 +69,3 @@ def test_strategies(reader: Reader) -> None:
     assert back["blocked"] == [status["sha256"]]
     assert (reader.checkout / "build" / "signed" / "current.json").is_file()
     reader.ctrl_c()
-
-
-def test_operations(reader: Reader, new_database: Callable[[], str]) -> None:
-    reader.environment["DATABASE_URL"] = new_database()
-    printed = reader.follow("docs/operations.md")
-    assert list(printed), "the page shows the commands of the database"
