@@ -35,6 +35,8 @@ export class ArgumentEncoder {
     for (const { name, value } of nodes) {
       encoded[name.value] = FIELDS_IN_OPERATION.has(name.value) ? this.#each(value, (v) => this.#fields(v, model)) : plain(value);
     }
+    // The engine panics over a `having` that asks for nothing; in this form it takes it.
+    if (encoded.having !== undefined && asksNothing(encoded.having)) encoded.having = { AND: [encoded.having] };
     return encoded;
   }
 
@@ -87,6 +89,10 @@ export class ArgumentEncoder {
     }
     return encoded;
   }
+}
+
+function asksNothing(value) {
+  return typeof value === 'object' && value !== null && !Array.isArray(value) && Object.values(value).every(asksNothing);
 }
 
 // `update` of a list relation is {where, data}; of a single one it is the data itself, or {where, data}, or {data}. Where the
