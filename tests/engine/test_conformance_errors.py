@@ -302,7 +302,8 @@ async def test_the_engine_is_still_the_same(engine: Any, client: Any, tag: str) 
         "{spend: {}}",
         "{spend: {not: {}}, user_id: {_count: {}}}",
     ):  # asks for nothing, and so excludes nothing
-        body = f'query {{ result: groupByLiteLLM_UserTable(by: ["user_id"], where: {{user_id: "{tag}"}}, having: {having}) {{ user_id }} }}'
+        arguments = f'by: ["user_id"], where: {{user_id: "{tag}"}}, having: {having}'
+        body = f"query {{ result: groupByLiteLLM_UserTable({arguments}) {{ user_id }} }}"
         answer = await client._engine.query(json.dumps({"query": body}), tx_id=None)
         assert answer["data"]["result"] == [{"user_id": tag}]
     assert (engine.pid, engine.engine.status()["restarts"]) == before
