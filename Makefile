@@ -68,7 +68,7 @@ test: setup ## set up what is missing and run the tests, all but the slow shards
 test-slow: setup ## run one slow shard: make test-slow SHARD=name; without SHARD, list them
 	@if [ -z '$(SHARD)' ]; then \
 	  printf 'Which shard? make test-slow SHARD=name, one of:\n' >&2; PYTHONPATH=tests $(BIN)/python -m support.shards >&2; exit 2; fi
-	@$(BIN)/python -m pytest --shard '$(SHARD)' $(ARGS)
+	@$(BIN)/python -m pytest --shard='$(SHARD)' $(ARGS)
 
 # pyenv's shims answer only for the versions that PYENV_VERSION names.
 test-all-pythons: setup ## run the tests on the other Pythons that are installed, each in an environment of its own

@@ -372,5 +372,5 @@ def test_what_was_acknowledged_survives_crashes(world: World) -> None:
 @pytest.mark.slow("persistence")
 @pytest.mark.timeout(1200)
 def test_what_was_acknowledged_survives_many_crashes(world: World) -> None:
-    run(world, (*VICTIMS, "worker", "engine", "postgres"), examples=3, steps=60, derandomize=False)
+    run(world, (*VICTIMS, "worker", "engine", "postgres"), examples=2, steps=45, derandomize=False)
     assert world.tally["in doubt"] > 0, "no call was under way when something was killed: the test does not test"

@@ -15,7 +15,7 @@ from support.marks import ROOT
 from support.pages import PAGES, stale
 
 # Pages whose commands tests/project/test_guides.py runs one after the other, as they are printed.
-FOLLOWED = {"docs/quickstart.md", "docs/strategies.md", "docs/operations.md"}
+FOLLOWED = {"docs/quickstart.md", "docs/strategies.md"}
 # Every other command that a page shows, and what runs it: a test (path::name), or a file that holds the command.
 RUN_BY: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8"))
 CONSOLE = [

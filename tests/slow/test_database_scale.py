@@ -37,7 +37,7 @@ def bench(module: str, log: Path, *arguments: str) -> dict[str, Any]:
 @pytest.mark.timeout(600)
 def test_the_engine_beside_psycopg(tmp_path: Path) -> None:
     """It costs what a process in between, HTTP, WASM and validation cost: several times the floor, not dozens of times."""
-    report = bench("bench.database", tmp_path / "progress.log", "--rounds", "3")
+    report = bench("bench.database", tmp_path / "progress.log", "--rounds", "1")
     rows = {(row["operation"], row["callers"]): row for row in report["rows"]}
     assert len(rows) == 9
     assert rows["lookup", 1]["ratio"]["p50"] < 15
@@ -48,10 +48,11 @@ def test_the_engine_beside_psycopg(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow("databasescale")
-@pytest.mark.timeout(2400)
-def test_a_hundred_thousand_keys_and_ten_million_rows(tmp_path: Path) -> None:
-    report = bench("bench.database_scale", tmp_path / "progress.log")
-    assert (report["rows"], report["keys"], report["decisions"]) == (10_000_000, 100_000, 3_000_000)
+@pytest.mark.timeout(1800)
+def test_a_large_database(tmp_path: Path) -> None:
+    """A tenth of the log that the docs' figures are of (`python -m bench.database_scale`), which takes a quarter of an hour."""
+    report = bench("bench.database_scale", tmp_path / "progress.log", "--rows", "1000000", "--decisions", "1000000")
+    assert (report["rows"], report["keys"], report["decisions"]) == (1_000_000, 100_000, 1_000_000)
     small, large = report["engine"]["small"], report["engine"]["large"]
     assert large["lookup"]["p99"] <= 3 * small["lookup"]["p99"]
     assert large["flush"]["p50"] <= 3 * small["flush"]["p50"]
@@ -62,7 +63,7 @@ def test_a_hundred_thousand_keys_and_ten_million_rows(tmp_path: Path) -> None:
     own = report["own tables"]
     assert own["by decision_id"]["p50"] < 100
     assert own["drop ten days"]["longest wait of a writer"] < 3000
-    # 100,000 keys with 30 decisions each; the user has fifty of them.
-    assert own["erase a key"]["rows"] >= 30
-    assert own["erase a user"]["rows"] >= 1000
+    # 100,000 keys with 10 decisions each; the user has fifty of them.
+    assert own["erase a key"]["rows"] >= 10
+    assert own["erase a user"]["rows"] >= 300
     assert own["erase a user"]["seconds"] < 60
