@@ -150,7 +150,8 @@ def test_without_a_shard_the_shards_are_listed(done: Path) -> None:
     assert result.returncode != 0
     assert "Which shard?" in result.stderr
     assert "ran: -m support.shards" in result.stderr
-    assert "ran: -m pytest --shard startup" in _make("test-slow", f"VENV={done}", "SHARD=startup").stdout
+    # With `=`: pytest would take the name of a shard that is also a directory for a path.
+    assert "ran: -m pytest --shard=startup" in _make("test-slow", f"VENV={done}", "SHARD=startup").stdout
 
 
 def test_arguments_reach_the_command(done: Path) -> None:
