@@ -81,7 +81,7 @@ def test_an_engine_that_is_not_there_is_refused() -> None:
 @pytest.mark.parametrize("files", [("models", "relations"), ("values", "filters", "errors", "raw")], ids="+".join)
 def test_the_suite_runs_on_both_and_compares(tmp_path: Path, files: tuple[str, ...]) -> None:
     engine = stand_in_engine.write(tmp_path / "query-engine")
-    done = _suite("--native-engine", str(engine), "-v", *(f"{FILES}{name}.py" for name in files))
+    done = _suite("--native-engine", str(engine), "-vv", *(f"{FILES}{name}.py" for name in files))
     assert done.returncode == 0, done.stdout[-6000:]
     passed = re.findall(r"::(\w+)\[(ours|native)\S*\] PASSED", done.stdout)
     assert {name for name, side in passed if side == "ours"} == {name for name, side in passed if side == "native"}
