@@ -99,6 +99,7 @@ CATALOGUE: dict[str, ErrorSpec] = {
         ErrorSpec("E4606", 504, "supervisor_timeout", "The supervisor did not answer in time."),
         ErrorSpec("E4700", 503, "no_candidate", "No deployment may serve the request."),
         ErrorSpec("E4701", 503, "stream_cut", "The stream was cut because the gateway is shutting down."),
+        ErrorSpec("E4710", 503, "strategy_unavailable", "A strategy outside the gateway's own process cannot decide now."),
     )
 }
 

@@ -14,6 +14,8 @@ from pointsman.custom_router.request import RoutingRequest
 from pointsman.decisions import Decision, Dropped, new_decision_id
 from pointsman.decisions.ticket import Ticket
 from pointsman.settings import RoutingSettings
+from pointsman.strategies.base import AsyncScorer, Query, UnavailableError
+from pointsman.strategies.bundle import Bundle
 from pointsman.strategies.registry import StrategyRegistry
 
 __all__ = ["Decider"]
@@ -80,7 +82,7 @@ class Decider:
                 if not matched:
                     fallback = "no_candidate"
                 else:
-                    by_name, fallback = await self._score(bundle.score, request.text, name)
+                    by_name, fallback = await self._score(bundle, Query(request.text, request.user_id, request.group), name)
                     scores = {deployment_id: by_name[known] for deployment_id, known in matched.items() if known in by_name}
         elif name is not None and ticket.failed:
             fallback = "only_candidate"  # the others have failed and LiteLLM lets them rest
@@ -107,14 +109,17 @@ class Decider:
             prompt=request.text if self._capture_prompts else None,
         )
 
-    async def _score(self, score: object, text: str, name: str) -> tuple[Mapping[str, float], str | None]:
-        assert callable(score)  # noqa: S101 - narrows the type
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, score, text)
+    async def _score(self, served: Bundle | AsyncScorer, query: Query, name: str) -> tuple[Mapping[str, float], str | None]:
         try:
-            return await asyncio.wait_for(future, self._settings.deadline_ms / 1000), None
+            async with asyncio.timeout(self._settings.deadline_ms / 1000):
+                if isinstance(served, AsyncScorer):
+                    return await served.score_async(query), None
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._threads, served.score, query.text, query.user), None
         except TimeoutError:
             return {}, "deadline"
+        except UnavailableError as error:
+            return {}, error.reason
         except Exception:  # law 3: a broken strategy must not fail the request
             logger.exception("strategy %s failed", name)
             return {}, "error"

@@ -7,16 +7,22 @@ Both are immutable once made, so any number of threads may use one at the same t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrays", "Encoder", "Matrix", "Params", "Strategy"]
+from pointsman.errors import PointsmanError
+
+__all__ = ["Arrays", "AsyncScorer", "Encoder", "Matrix", "Params", "Personal", "Query", "Scale", "Strategy", "UnavailableError"]
 
 Matrix: TypeAlias = NDArray[np.float32]
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 Params: TypeAlias = Mapping[str, Any]
+Scale: TypeAlias = Literal["quality", "rank"]
+"""What a score means. `quality`: the expected score of the model's answer, in [0, 1], so that a cost can be weighed against it.
+`rank`: only the order means something (votes, decision values, similarities); any finite number."""
 
 
 @runtime_checkable
@@ -61,8 +67,12 @@ class Strategy(Protocol):
     def dimensions(self) -> int:
         """Length of the vectors that it wants; 0: any."""
 
+    @property
+    def scale(self) -> Scale:
+        """What its scores mean."""
+
     def score(self, vectors: Matrix) -> Matrix:
-        """Expected quality in [0, 1]: float32, (len(vectors), len(models)). Always finite."""
+        """Higher is better, see `Scale`: float32, (len(vectors), len(models)). Always finite."""
 
     def params(self) -> dict[str, Any]:
         """See `Encoder.params`."""
@@ -73,3 +83,58 @@ class Strategy(Protocol):
     @classmethod
     def from_parts(cls, models: tuple[str, ...], params: Params, arrays: Arrays) -> Self:
         """See `Encoder.from_parts`."""
+
+
+@runtime_checkable
+class Personal(Protocol):
+    """A strategy that knows users. Without one, or for one that it does not know, it answers as `Strategy.score` does."""
+
+    def score_for(self, vectors: Matrix, users: Sequence[str | None]) -> Matrix:
+        """As `Strategy.score`; `users` has a name or None for each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a strategy may look at.
+
+    Attributes:
+        text: of the request, as `strategies.<name>.text` composes it; never empty.
+        user: who asks (the request's `user`, else the key's), or None.
+        group: model group that the client asked for.
+    """
+
+    text: str
+    user: str | None = None
+    group: str = ""
+
+
+class UnavailableError(PointsmanError):
+    """A strategy cannot decide now; `reason` (one word: `starting`, `worker_died`, `worker_memory`, ...) goes into
+    `x-pointsman-fallback` and the metric."""
+
+    default_code = "E4710"
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@runtime_checkable
+class AsyncScorer(Protocol):
+    """A strategy that waits for something: another process, a plugin, a remote encoder. Declared so, and under a deadline."""
+
+    version: str
+    kind: str
+    models: tuple[str, ...]
+    """Empty: it answers with names of its own, which are matched with the candidates."""
+
+    @property
+    def scale(self) -> Scale:
+        """See `Strategy.scale`."""
+
+    async def score_async(self, query: Query) -> Mapping[str, float]:
+        """Model -> score. May be cancelled at any await, and must clean up then.
+
+        Raises:
+            UnavailableError: it cannot decide now.
+        """

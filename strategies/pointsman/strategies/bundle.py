@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pointsman.errors import BundleError, SourceError
 from pointsman.strategies.archive import looks_like_pickle, pack, pack_arrays, pickle_error, unpack, unpack_arrays
-from pointsman.strategies.base import Encoder, Matrix, Strategy
+from pointsman.strategies.base import Encoder, Matrix, Personal, Scale, Strategy
 from pointsman.strategies.files import canonical_json, sha256_hex, write_atomic
 from pointsman.strategies.kinds import ENCODERS, STRATEGIES
 from pointsman.strategies.manifest import (
@@ -74,13 +74,24 @@ class Bundle:
         self.name, self.version, self.kind, self.models = manifest.name, manifest.version, manifest.kind, manifest.models
         self._encoder, self._strategy = encoder, strategy
 
-    def score(self, text: str) -> dict[str, float]:
-        """Expected quality of each candidate for one text, in [0, 1]."""
-        return dict(zip(self.models, self.score_batch((text,))[0].tolist(), strict=True))
+    @property
+    def scale(self) -> Scale:
+        """What the scores mean."""
+        return self._strategy.scale
 
-    def score_batch(self, texts: Sequence[str]) -> Matrix:
-        """The same for many: float32, (len(texts), len(models))."""
-        return self._strategy.score(self._encoder.encode(texts))
+    def score(self, text: str, user: str | None = None) -> dict[str, float]:
+        """The score of each candidate for one text; see `scale`."""
+        return dict(zip(self.models, self.score_batch((text,), (user,))[0].tolist(), strict=True))
+
+    def score_batch(self, texts: Sequence[str], users: Sequence[str | None] | None = None) -> Matrix:
+        """The same for many: float32, (len(texts), len(models)). `users`: who asks, a name or None for each text."""
+        return self.score_vectors(self._encoder.encode(texts), users)
+
+    def score_vectors(self, vectors: Matrix, users: Sequence[str | None] | None = None) -> Matrix:
+        """The same for texts that were encoded already, with this bundle's encoder."""
+        if users is not None and isinstance(self._strategy, Personal):
+            return self._strategy.score_for(vectors, users)
+        return self._strategy.score(vectors)
 
     def __repr__(self) -> str:
         return f"Bundle({self.name} {self.version} {self.kind} {self.sha256[:12]})"

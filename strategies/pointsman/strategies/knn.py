@@ -15,7 +15,7 @@ from pydantic import Field
 
 from pointsman.errors import BundleError
 from pointsman.strategies.arrays import ParamsModel, check_arrays, check_params
-from pointsman.strategies.base import Arrays, Matrix, Params
+from pointsman.strategies.base import Arrays, Matrix, Params, Scale
 
 __all__ = ["KnnStrategy"]
 
@@ -69,6 +69,11 @@ class KnnStrategy:
     def dimensions(self) -> int:
         """Length of the vectors that it wants."""
         return int(self._vectors.shape[1])
+
+    @property
+    def scale(self) -> Scale:
+        """Means of scores."""
+        return "quality"
 
     @property
     def prior(self) -> Matrix:

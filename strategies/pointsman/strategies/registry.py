@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+from pointsman.strategies.base import AsyncScorer
 from pointsman.strategies.bundle import Bundle, load_bundle
 from pointsman.strategies.snapshot import Snapshot
 from pointsman.strategies.threads import in_thread
@@ -23,10 +24,16 @@ class StrategyRegistry:
     def __init__(self) -> None:
         self._bundles: Mapping[str, Bundle] = MappingProxyType({})
         self._generations: Mapping[str, int] = MappingProxyType({})
+        self._installed: Mapping[str, AsyncScorer] = MappingProxyType({})
 
-    def get(self, name: str) -> Bundle | None:
-        """The bundle in service, or None. A request keeps the one that it got, whatever is swapped meanwhile."""
-        return self._bundles.get(name)
+    def get(self, name: str) -> Bundle | AsyncScorer | None:
+        """What serves under a name, or None. A request keeps the one that it got, whatever is swapped meanwhile."""
+        return self._bundles.get(name) or self._installed.get(name)
+
+    def install(self, name: str, scorer: AsyncScorer | None) -> None:
+        """Serve a strategy that is no bundle (a worker process, a plugin); None takes it out."""
+        others = {known: value for known, value in self._installed.items() if known != name}
+        self._installed = MappingProxyType(others if scorer is None else {**others, name: scorer})
 
     @property
     def generations(self) -> Mapping[str, int]:
