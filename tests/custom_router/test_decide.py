@@ -39,37 +39,37 @@ def decider(shelf: Shelf, **settings: Any) -> Decider:
 
 
 async def test_the_best_comes_first_and_the_version_is_told() -> None:
-    decision = await decider(Shelf(s=lambda _: {"weak": 0.2, "strong": 0.9})).decide(request("weak", "strong"), Ticket())
+    decision = await decider(Shelf(s=lambda *_: {"weak": 0.2, "strong": 0.9})).decide(request("weak", "strong"), Ticket())
     assert decision.order == ("strong", "weak")
     assert (decision.strategy, decision.version, decision.model, decision.fallback) == ("s", "7", "openai/strong", None)
 
 
 async def test_what_failed_in_this_request_is_not_picked_again() -> None:
     ticket = Ticket(failed={"strong"})
-    decision = await decider(Shelf(s=lambda _: {"weak": 0.2, "strong": 0.9})).decide(request("weak", "strong"), ticket)
+    decision = await decider(Shelf(s=lambda *_: {"weak": 0.2, "strong": 0.9})).decide(request("weak", "strong"), ticket)
     assert decision.order == ("weak",)
     assert [(item.deployment_id, item.reason) for item in decision.dropped] == [("strong", "tried")]
 
 
 async def test_the_only_one_left_is_the_order_and_the_answer_says_why() -> None:
     asked = request("weak")  # the other one has failed, and LiteLLM lets it rest
-    decision = await decider(Shelf(s=lambda _: {"weak": 0.2, "strong": 0.9})).decide(asked, Ticket(failed={"strong"}))
+    decision = await decider(Shelf(s=lambda *_: {"weak": 0.2, "strong": 0.9})).decide(asked, Ticket(failed={"strong"}))
     assert (decision.order, decision.model, decision.fallback) == (("weak",), "openai/weak", "only_candidate")
 
 
 async def test_when_all_have_failed_all_are_candidates_again() -> None:
     ticket = Ticket(failed={"strong", "weak"})
-    decision = await decider(Shelf(s=lambda _: {"weak": 0.2, "strong": 0.9})).decide(request("weak", "strong"), ticket)
+    decision = await decider(Shelf(s=lambda *_: {"weak": 0.2, "strong": 0.9})).decide(request("weak", "strong"), ticket)
     assert decision.order == ("strong", "weak")
 
 
 async def test_an_unknown_deployment_serves_last() -> None:
-    decision = await decider(Shelf(s=lambda _: {"weak": 0.2, "strong": 0.9})).decide(request("new", "weak"), Ticket())
+    decision = await decider(Shelf(s=lambda *_: {"weak": 0.2, "strong": 0.9})).decide(request("new", "weak"), Ticket())
     assert decision.order == ("weak", "new")
     assert [(item.deployment_id, item.reason) for item in decision.dropped] == [("new", "no_score")]
 
 
-def boom(_: str) -> dict[str, float]:
+def boom(_: str, user: str | None = None) -> dict[str, float]:
     raise ValueError("broken strategy")
 
 
@@ -77,8 +77,8 @@ def boom(_: str) -> dict[str, float]:
     ("shelf", "asked", "reason"),
     [
         (Shelf(), request("weak", "strong"), "no_bundle"),
-        (Shelf(s=lambda _: {}), request("weak", "strong", text=""), "no_text"),
-        (Shelf(s=lambda _: {"weak": 1.0}), request("a", "b"), "no_candidate"),
+        (Shelf(s=lambda *_: {}), request("weak", "strong", text=""), "no_text"),
+        (Shelf(s=lambda *_: {"weak": 1.0}), request("a", "b"), "no_candidate"),
         (Shelf(s=boom), request("weak", "strong"), "error"),
     ],
 )
@@ -90,7 +90,7 @@ async def test_fallback_reasons(shelf: Shelf, asked: RoutingRequest, reason: str
 async def test_a_slow_strategy_costs_its_deadline_and_no_more() -> None:
     release = threading.Event()
 
-    def slow(_: str) -> dict[str, float]:
+    def slow(_: str, user: str | None) -> dict[str, float]:
         release.wait(30)
         return {"weak": 1.0}
 
@@ -114,7 +114,7 @@ async def test_a_group_of_one_and_a_group_without_strategy_are_not_scored() -> N
 @given(st.sets(st.sampled_from("abcd")), st.sets(st.sampled_from("abcd"), min_size=1))
 def test_never_an_id_already_tried_while_another_remains(failed: set[str], present: set[str]) -> None:
     async def run() -> None:
-        shelf = Shelf(s=lambda _: {"weak": 0.5, "strong": 0.6})
+        shelf = Shelf(s=lambda *_: {"weak": 0.5, "strong": 0.6})
         deciding = decider(shelf, candidates={"weak": "a", "strong": "b"})
         try:
             decision = await deciding.decide(request(*sorted(present)), Ticket(failed=set(failed)))
