@@ -83,6 +83,28 @@ def test_a_change_calls_for_the_shards_that_it_touches(checkout: Path, changed: 
     assert [shard for shard in ("reload", "start") if f"SHARD={shard}" in result.stdout] == shards
 
 
+def test_on_main_the_base_is_the_last_commit_that_was_judged(checkout: Path) -> None:
+    (checkout / ".ci" / "base").write_text(_git(checkout, "rev-parse", "HEAD") + "\n", encoding="utf-8")
+    _commit(checkout, "core/a.py")
+    _git(checkout, "update-ref", "refs/remotes/origin/main", "HEAD")
+    result = _run(checkout)
+    assert "SHARD=start" in result.stdout
+    assert "SHARD=reload" not in result.stdout
+
+
+def test_a_pin_that_moved_touches_the_shards_that_name_it(checkout: Path) -> None:
+    lock = checkout / "requirements" / "gateway.txt"
+    lock.parent.mkdir()
+    lock.write_text("# inputs\nlitellm==1.0 \\\n    --hash=sha256:0\npsycopg[binary]==3.1 \\\n", encoding="utf-8")
+    (checkout / ".ci" / "shards").write_text("reload  lock/litellm\nstart  lock/psycopg*\n", encoding="utf-8")
+    base = _git(_commit(checkout, "a"), "rev-parse", "HEAD")
+    lock.write_text("# inputs\nlitellm==1.0 \\\n    --hash=sha256:0\npsycopg[binary]==3.2 \\\n", encoding="utf-8")
+    _commit(checkout, "b")
+    result = _run(checkout, CI_BASE=base)
+    assert "SHARD=start" in result.stdout
+    assert "SHARD=reload" not in result.stdout
+
+
 def test_a_branch_is_compared_with_where_it_left_main(checkout: Path) -> None:
     _git(checkout, "update-ref", "refs/remotes/origin/main", "HEAD")
     _commit(checkout, "core/a.py")

@@ -41,10 +41,11 @@ def install_redis7(target: Path) -> Path:
         _run(["apt-get", "update"], target)
         _run(["apt-get", "download", *SEVEN], target)
     for package in target.glob("*.deb"):
-        _run(["dpkg-deb", "-x", str(package), str(target / "root")])
-    libraries = next((target / "root" / "usr" / "lib").glob("*-linux-gnu"))
+        _run(["dpkg-deb", "-x", str(package), str(target / "unpacked")])
+    system = target / "unpacked" / "usr"
+    libraries = next((system / "lib").glob("*-linux-gnu"))
     script = target / "redis-server"
-    script.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH="{libraries}" exec "{target}/root/usr/bin/redis-server" "$@"\n')
+    script.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH="{libraries}" exec "{system / 'bin' / 'redis-server'}" "$@"\n')
     script.chmod(0o755)
     return script
 
