@@ -148,39 +148,45 @@ def mlops() -> None:
 
 
 @mlops.command("train")
-@click.option("--strategy", type=click.Choice(["knn"]), required=True, help="Kind of strategy.")
-@click.option("--data", type=PATH, required=True, help="JSON lines (.jsonl, .jsonl.gz): query and a score for each model.")
+@click.option("--strategy", required=True, help="Kind of strategy: knn, linear, ...")
+@click.option("--data", type=PATH, help="JSON lines (.jsonl, .jsonl.gz): query and a score for each model.")
 @click.option("--out", type=PATH, required=True, help="Directory for the bundle and its card.")
-@click.option("--name", default="llmrouter-knn", show_default=True, help="Name of the strategy that the bundle is for.")
-@click.option("--encoder", type=click.Choice(["tfidf", "hashing"]), default="tfidf", show_default=True, help="Text to vector.")
-@click.option("--neighbours", type=click.IntRange(1, 1000), help="k of kNN.  [default: by cross-validation]")
+@click.option("--name", help="Name of the strategy that the bundle is for.  [default: llmrouter-KIND; KIND for ours]")
+@click.option(
+    "--encoder", help="Text to vector: tfidf, hashing, none, or a bundle whose encoder is taken.  [default: the kind's]"
+)
+@click.option(
+    "--neighbours", type=click.IntRange(1, 1000), help="k of kNN; the same as --set k=.  [default: by cross-validation]"
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the trainer; may be given often.")
 @click.option("--holdout", type=click.FloatRange(0.01, 0.5), default=0.2, show_default=True, help="Share of rows that judge.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option("--llm-data", type=PATH, help="LLMRouter's llm_data JSON with prices; then the evaluation tells costs.")
 def mlops_train(
     strategy: str,
-    data: Path,
+    data: Path | None,
     out: Path,
-    name: str,
-    encoder: str,
+    name: str | None,
+    encoder: str | None,
     neighbours: int | None,
+    settings: tuple[str, ...],
     holdout: float,
     seed: int,
     llm_data: Path | None,
 ) -> None:
     """Train a strategy; write a bundle and a card with its held-out evaluation beside the baselines."""
-    from pointsman.mlops.train import read_prices, train_knn
+    from pointsman.commands.training import train_strategy
 
-    del strategy  # `knn` is the only one yet; the choice above says so
-    bundle = train_knn(
+    bundle = train_strategy(
+        strategy,
         data,
         out,
         name=name,
         encoder=encoder,
-        k=neighbours,
+        settings=(*settings, *([f"k={neighbours}"] if neighbours is not None else [])),
         holdout=holdout,
         seed=seed,
-        prices=read_prices(llm_data) if llm_data is not None else None,
+        llm_data=llm_data,
         progress=lambda line: click.echo(line, err=True),
     )
     click.echo(str(bundle))

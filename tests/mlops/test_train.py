@@ -19,7 +19,7 @@ from pointsman.errors import BundleError, SourceError
 from pointsman.mlops.data import read_dataset
 from pointsman.mlops.evaluate import Prices, evaluate
 from pointsman.mlops.lsa import fit_tfidf
-from pointsman.mlops.train import read_prices, train_knn
+from pointsman.mlops.train import read_prices, train
 from pointsman.strategies.bundle import load_bundle
 from pointsman.strategies.encoders.hashing import HashingEncoder
 
@@ -71,7 +71,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.requirement("R-5.3", "R-5.4", "R-5.5", "P-14")
 @pytest.mark.parametrize("encoder", ["tfidf", "hashing"])
 def test_it_learns_what_there_is_to_learn(data: Path, tmp_path: Path, encoder: str) -> None:
-    path = train_knn(data, tmp_path, name="knn", encoder=encoder, prices=PRICES)
+    path = train("knn", data, tmp_path, name="knn", encoder=encoder, prices=PRICES)
     bundle = load_bundle(path, expect_name="knn")
     assert path.name == f"knn-{bundle.version}.zip"
     evaluation = bundle.manifest.evaluation
@@ -99,7 +99,7 @@ def test_it_learns_what_there_is_to_learn(data: Path, tmp_path: Path, encoder: s
 
 
 def test_the_card_says_the_same(data: Path, tmp_path: Path) -> None:
-    bundle = load_bundle(train_knn(data, tmp_path, name="knn", prices=PRICES))
+    bundle = load_bundle(train("knn", data, tmp_path, name="knn", prices=PRICES))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["sha256"] == bundle.sha256
     assert card["evaluation"]["rows"] == bundle.manifest.evaluation.rows  # type: ignore[union-attr]
@@ -113,16 +113,16 @@ def test_the_card_says_the_same(data: Path, tmp_path: Path) -> None:
 TRAIN = """
 import sys
 from pathlib import Path
-from pointsman.mlops.train import train_knn
-print(train_knn(Path(sys.argv[1]), Path(sys.argv[2]), name="knn", seed=3))
+from pointsman.mlops.train import train
+print(train("knn", Path(sys.argv[1]), Path(sys.argv[2]), name="knn", seed=3))
 """
 
 
 @pytest.mark.requirement("P-14")
 def test_the_same_seed_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
     """In this process and in two others with other hash seeds."""
-    here = train_knn(data, tmp_path / "here", name="knn", seed=3)
-    assert train_knn(data, tmp_path / "other-seed", name="knn", seed=4).name != here.name
+    here = train("knn", data, tmp_path / "here", name="knn", seed=3)
+    assert train("knn", data, tmp_path / "other-seed", name="knn", seed=4).name != here.name
     for seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": seed}
         out = subprocess.run(
@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
 
 
 def test_no_prompt_stands_in_the_bundle(data: Path, tmp_path: Path) -> None:
-    content = train_knn(data, tmp_path, name="knn").read_bytes()
+    content = train("knn", data, tmp_path, name="knn").read_bytes()
     for row in rows(600):
         assert row["query"].encode() not in content
     assert b"manifold" not in content, "nor a word of them"
@@ -141,7 +141,7 @@ def test_no_prompt_stands_in_the_bundle(data: Path, tmp_path: Path) -> None:
 def test_little_data_is_not_evaluated_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "small.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows(30)))
-    bundle = load_bundle(train_knn(path, tmp_path, name="knn"))
+    bundle = load_bundle(train("knn", path, tmp_path, name="knn"))
     assert bundle.manifest.evaluation is None
     assert "not evaluated" in json.loads((tmp_path / "card.json").read_text())["note"]
 
@@ -153,7 +153,7 @@ def test_scores_may_be_missing(tmp_path: Path) -> None:
             del row["scores"]["strong" if number % 2 else "cheap"]
     path = tmp_path / "holes.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in lines))
-    bundle = load_bundle(train_knn(path, tmp_path, name="knn"))
+    bundle = load_bundle(train("knn", path, tmp_path, name="knn"))
     assert bundle.manifest.evaluation is not None
     assert bundle.manifest.evaluation.rows < 80, "only rows with all scores judge"
     scores = bundle.score("prove the theorem about a matrix integral")
@@ -161,21 +161,21 @@ def test_scores_may_be_missing(tmp_path: Path) -> None:
 
 
 def test_rows_are_thinned_out(data: Path, tmp_path: Path) -> None:
-    bundle = load_bundle(train_knn(data, tmp_path, name="knn", max_rows=200))
+    bundle = load_bundle(train("knn", data, tmp_path, name="knn", max_rows=200))
     assert bundle.manifest.provenance.rows == 200
 
 
 @pytest.mark.parametrize("bad", [{"encoder": "unheard-of"}, {"holdout": 0.0}, {"holdout": 0.9}])
 def test_bad_arguments(data: Path, tmp_path: Path, bad: dict[str, Any]) -> None:
     with pytest.raises(BundleError) as caught:
-        train_knn(data, tmp_path, name="knn", **bad)
+        train("knn", data, tmp_path, name="knn", **bad)
     assert caught.value.code == "E4320"
 
 
 def test_a_directory_that_cannot_be_written(data: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(SourceError) as caught:
-        train_knn(data, tmp_path / "out", name="knn", k=5)
+        train("knn", data, tmp_path / "out", name="knn", settings={"k": 5})
     assert caught.value.code == "E4410"
 
 
@@ -211,10 +211,12 @@ def test_apgr_of_chance_and_of_an_oracle(data: Path) -> None:
     arguments: dict[str, Any] = {"prices": PRICES, "split": "none", "refit": False, "seed": 0}
     skewed = dataset.scores.copy()
     skewed[:, 1] = np.maximum(skewed[:, 1], np.random.default_rng(0).random(len(dataset)) < 0.5)
-    train = type(dataset)(dataset.queries, dataset.tasks, dataset.models, skewed, dataset.known, None, dataset.sha256)
-    judged = evaluate(truth, train, groups, train, **arguments)
-    chance = evaluate(np.random.default_rng(1).random(truth.shape).astype(np.float32), train, groups, train, **arguments)
-    constant = evaluate(np.full(truth.shape, 0.5, np.float32), train, groups, train, **arguments)
+    train_data = type(dataset)(dataset.queries, dataset.tasks, dataset.models, skewed, dataset.known, None, dataset.sha256)
+    judged = evaluate(truth, train_data, groups, train_data, **arguments)
+    chance = evaluate(
+        np.random.default_rng(1).random(truth.shape).astype(np.float32), train_data, groups, train_data, **arguments
+    )
+    constant = evaluate(np.full(truth.shape, 0.5, np.float32), train_data, groups, train_data, **arguments)
     assert judged is not None
     assert chance is not None
     assert constant is not None
@@ -246,7 +248,7 @@ def test_a_decision_is_quick(tmp_path: Path) -> None:
             query = texts[number % 800] + f" x{number} y{number} z{number % 97} " + " ".join(chance.choices(vocabulary, k=40))
             scores = {"a": chance.random(), "b": chance.random()}
             stream.write(json.dumps({"query": query, "scores": scores}) + "\n")
-    bundle = train_knn(path, tmp_path, name="knn", k=50, refit=False)
+    bundle = train("knn", path, tmp_path, name="knn", settings={"k": 50}, refit=False)
     out = subprocess.run(
         [sys.executable, "-c", code, str(bundle), " ".join(chance.choices(vocabulary, k=100))],
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
@@ -271,7 +273,7 @@ def test_on_real_data_it_beats_chance_and_pretends_nothing(request: pytest.Fixtu
     path = shared(request)
     started = time.monotonic()
     prices = {"gpt-4-1106-preview": Prices(10, 30), "mixtral-8x7b-instruct": Prices(0.6, 0.6)}
-    bundle = load_bundle(train_knn(path, tmp_path, name="knn", k=100, prices=prices))
+    bundle = load_bundle(train("knn", path, tmp_path, name="knn", settings={"k": 100}, prices=prices))
     evaluation = bundle.manifest.evaluation
     assert evaluation is not None
     table = {line.name: line for line in evaluation.table}

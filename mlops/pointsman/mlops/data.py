@@ -1,9 +1,10 @@
 """Training data: JSON lines, plain or gzipped, in one of two shapes.
 
-- ours, a line a prompt: `{"query": "...", "scores": {"model": 0..1}, "id": ..., "task": ..., "costs": {"model": dollars}}`, of
-  which `id`, `task` and `costs` may be absent;
+- ours, a line a prompt: `{"query": "...", "scores": {"model": 0..1}, "id": ..., "task": ..., "costs": {"model": dollars},
+  "user": ...}`, of which `id`, `task`, `costs` and `user` may be absent;
 - LLMRouter's routing data, a line a prompt and model: `{"query": "...", "model_name": "...", "performance": 0..1}`, of which
-  the lines of one query become one prompt; a model that stands there several times counts with its mean.
+  the lines of one query (and `user_id`, where there is one) become one prompt; a model that stands there several times counts
+  with its mean.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Dataset:
         known: bool (n, m).
         costs: float64 (n, m), US dollars, NaN where not known; None if no line told any.
         sha256: of the file as it lies on disk.
+        users: n names, None where nobody was told; None if no line told any.
     """
 
     queries: tuple[str, ...]
@@ -53,6 +55,7 @@ class Dataset:
     known: NDArray[np.bool_]
     costs: NDArray[np.float64] | None
     sha256: str
+    users: tuple[str | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -67,6 +70,7 @@ class Dataset:
             self.known[rows],
             None if self.costs is None else self.costs[rows],
             self.sha256,
+            None if self.users is None else tuple(self.users[row] for row in rows),
         )
 
 
@@ -74,6 +78,7 @@ class Dataset:
 class _Row:
     query: str
     task: str
+    user: str | None = None
     scores: dict[str, list[float]] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
 
@@ -163,13 +168,21 @@ def _model(name: object) -> str:
     return name
 
 
+def _user(name: object) -> str | None:
+    if name is None or name == "":
+        return None
+    if isinstance(name, bool) or not isinstance(name, str | int) or len(str(name)) > 256:
+        raise _LineError(f"a user must be a text of up to 256 characters, or a number, not {name!r}"[:200])
+    return str(name)
+
+
 def _add_prompt(rows: dict[str, _Row], value: dict[str, Any], number: int) -> None:
     query, scores, costs = _query(value), value.get("scores"), value.get("costs", {})
     if not isinstance(scores, dict) or not scores:
         raise _LineError("`scores` must be an object with a score for at least one model")
     if not isinstance(costs, dict):
         raise _LineError("`costs` must be an object")
-    row = _Row(query, str(value.get("task") or ""))
+    row = _Row(query, str(value.get("task") or ""), _user(value.get("user")))
     row.scores = {_model(model): [_number(score, f"the score of {model!r}", 1)] for model, score in scores.items()}
     row.costs = {_model(model): _number(cost, f"the cost of {model!r}", 1e6) for model, cost in costs.items()}
     rows[f"line {number}"] = row  # the same prompt twice is two observations
@@ -177,7 +190,8 @@ def _add_prompt(rows: dict[str, _Row], value: dict[str, Any], number: int) -> No
 
 def _add_pair(rows: dict[str, _Row], value: dict[str, Any], number: int) -> None:
     query, model = _query(value), _model(value.get("model_name"))
-    row = rows.setdefault(query, _Row(query, str(value.get("task_name") or "")))
+    user = _user(value.get("user_id"))
+    row = rows.setdefault(f"{user or ''}\0{query}", _Row(query, str(value.get("task_name") or ""), user))
     row.scores.setdefault(model, []).append(_number(value.get("performance"), "`performance`", 1))
 
 
@@ -205,4 +219,5 @@ def _assemble(rows: list[_Row], sha256: str, path: Path) -> Dataset:
         known,
         None if bool(np.isnan(costs).all()) else costs,
         sha256,
+        tuple(row.user for row in rows) if any(row.user is not None for row in rows) else None,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointsman.mlops.data import Dataset
-from pointsman.strategies.base import Matrix
+from pointsman.strategies.base import Matrix, Scale
 from pointsman.strategies.manifest import Evaluation, Result
 
 __all__ = ["MIN_HELD_OUT", "Prices", "costs_of", "evaluate", "frontier"]
@@ -57,6 +57,8 @@ def evaluate(
     split: str,
     refit: bool,
     seed: int,
+    knn: Matrix | None = None,
+    scale: Scale = "quality",
 ) -> Evaluation | None:
     """The evaluation, or None if fewer than `MIN_HELD_OUT` held-out rows have all scores.
 
@@ -68,6 +70,8 @@ def evaluate(
         prices: model -> prices; may be empty.
         split, refit: for the record.
         seed: of the bootstrap.
+        knn: (rows of `held`, m) scores by a kNN that was trained on the same vectors, as a baseline; None: there is none.
+        scale: what `predicted` means; a squared error is told of `quality` only.
     """
     complete = held.known.all(axis=1)
     if int(complete.sum()) < MIN_HELD_OUT:
@@ -93,7 +97,8 @@ def evaluate(
         notes.append("no prices were given: there is no cheapest model and no cost")
     shares["random"] = np.full((n, m), 1 / m)
     shares["oracle"] = np.eye(m)[_oracle(truth, costs)]
-    shares["knn"] = shares["strategy"]
+    if knn is not None:
+        shares["knn"] = np.eye(m)[knn[rows].argmax(axis=1)]
     if costs is not None and held.costs is None:
         notes.append(f"cost at estimated tokens: a token for {CHARACTERS_PER_TOKEN} characters in, {OUTPUT_TOKENS} tokens out")
     if refit:
@@ -110,7 +115,9 @@ def evaluate(
         table=table,
         difference=_interval(gain, draws),
         apgr=_apgr(predicted[:, best] - predicted[:, weak], truth[:, weak], truth[:, best]),
-        brier=(_rounded(((predicted - truth) ** 2).mean()), _rounded(((prior - truth) ** 2).mean())),
+        brier=None
+        if scale == "rank"
+        else (_rounded(((predicted - truth) ** 2).mean()), _rounded(((prior - truth) ** 2).mean())),
         notes=tuple(notes),
     )
 

@@ -79,6 +79,16 @@ class Bundle:
         """What the scores mean."""
         return self._strategy.scale
 
+    @property
+    def encoder(self) -> Encoder:
+        """Text to vector."""
+        return self._encoder
+
+    @property
+    def strategy(self) -> Strategy:
+        """Vector to scores."""
+        return self._strategy
+
     def score(self, text: str, user: str | None = None) -> dict[str, float]:
         """The score of each candidate for one text; see `scale`."""
         return dict(zip(self.models, self.score_batch((text,), (user,))[0].tolist(), strict=True))

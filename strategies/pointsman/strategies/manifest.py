@@ -106,7 +106,8 @@ class Evaluation(_Part):
         table: the strategy and every baseline.
         difference: strategy minus best single in quality: mean, low and high of its 95% interval (paired bootstrap).
         apgr: area under the performance-gap-recovered curve between cheapest (or weakest) and best single; 0.5 is random.
-        brier: mean squared error of the predicted scores, and the same for each model's mean as prediction.
+        brier: mean squared error of the predicted scores, and the same for each model's mean as prediction; None where
+            scores only rank.
         notes: what a reader should know.
     """
 
@@ -117,7 +118,7 @@ class Evaluation(_Part):
     table: tuple[Result, ...]
     difference: tuple[float, float, float]
     apgr: float | None = None
-    brier: tuple[float, float]
+    brier: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
 
 

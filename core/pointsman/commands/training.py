@@ -1,0 +1,79 @@
+"""`mlops train` and `strategies import`: from what was typed to the call that does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pointsman.errors import ConfigError
+
+__all__ = ["parse_settings", "train_strategy"]
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs; a value is JSON where it can be read as such, else a text.
+
+    Raises:
+        ConfigError: E4203, no `=`, or a key twice.
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key or key in values:
+            raise ConfigError(
+                "--set wants KEY=VALUE, each key once", code="E4203", where=f"--set {setting}", mend="e.g. --set k=50"
+            )
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = text
+    return values
+
+
+def train_strategy(
+    kind: str,
+    data: Path | None,
+    out: Path,
+    *,
+    name: str | None,
+    encoder: str | None,
+    settings: Sequence[str],
+    holdout: float,
+    seed: int,
+    llm_data: Path | None,
+    progress: Callable[[str], None],
+) -> Path:
+    """Train one kind; see `pointsman.mlops.train.train`. The bundle's path.
+
+    Raises:
+        ConfigError: E4206 (no such kind), E4204 (data are missing), E4203 (settings).
+        BundleError: E4320, the data cannot be used.
+    """
+    from pointsman.mlops.train import read_prices, train
+    from pointsman.mlops.trainers import TRAINERS
+    from pointsman.mlops.vectors import FITTED, encoder_from_bundle
+
+    values = parse_settings(settings)
+    if kind not in TRAINERS:
+        raise ConfigError(
+            f"there is no trainer for {kind!r}",
+            code="E4206",
+            where="--strategy",
+            mend=f"one of {', '.join(sorted(TRAINERS))}",
+        )
+    if data is None:
+        raise ConfigError("training needs data", code="E4204", where="--data", mend="give a .jsonl or .jsonl.gz file")
+    return train(
+        kind,
+        data,
+        out,
+        name=name,
+        encoder=encoder if encoder is None or encoder in FITTED else encoder_from_bundle(Path(encoder)),
+        settings=values,
+        holdout=holdout,
+        seed=seed,
+        prices=read_prices(llm_data) if llm_data is not None else None,
+        progress=progress,
+    )
