@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pointsman.mlops.calibrate import calibrate
 from pointsman.mlops.data import Dataset
 from pointsman.strategies.base import Matrix, Scale
 from pointsman.strategies.manifest import Evaluation, Result
@@ -119,6 +120,15 @@ def evaluate(
         if scale == "rank"
         else (_rounded(((predicted - truth) ** 2).mean()), _rounded(((prior - truth) ** 2).mean())),
         notes=tuple(notes),
+        calibration=None
+        if weak == best
+        else calibrate(
+            held.models[weak],
+            held.models[best],
+            predicted[:, best].astype(np.float64) - predicted[:, weak],
+            (truth[:, weak], truth[:, best]),
+            None if costs is None else costs[:, [weak, best]],
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -10,8 +11,11 @@ from pointsman.errors import BundleError
 from pointsman.strategies.files import strict_json
 
 __all__ = [
+    "CALIBRATION_STEPS",
     "FORMAT",
     "MANIFEST",
+    "MARGIN_DIGITS",
+    "Calibration",
     "Encoding",
     "Evaluation",
     "FileEntry",
@@ -27,6 +31,9 @@ FORMAT = "pointsman/bundle/1"
 MANIFEST = "manifest.json"
 MAX_MODELS = 1024
 MAX_PROBES = 64
+CALIBRATION_STEPS = 101
+"""Rows of a calibration table: 0 to 100 percent of the requests go to the strong model."""
+MARGIN_DIGITS = 4
 
 
 def _unique(models: tuple[str, ...]) -> tuple[str, ...]:
@@ -96,6 +103,37 @@ class Result(_Part):
     shares: dict[str, Unit] = {}
 
 
+class Calibration(_Part):
+    """A threshold on `score(strong) - score(weak)` for each percent of requests to the strong model, on held-out rows.
+
+    Margins are rounded to `MARGIN_DIGITS`, on both sides: sums in another order must not move a row past a threshold.
+
+    Attributes:
+        weak, strong: the cheapest (without costs: the weakest) and the best single model of the training rows.
+        rows: how many held-out rows.
+        margins: at step i, rows with a margin above `margins[i]` go to the strong model; falling.
+        ties: at step i, the share of rows with exactly that margin that go there too.
+        quality: mean score then.
+        cost: mean cost then, the strong model's being 1; or None without costs.
+    """
+
+    weak: ModelName
+    strong: ModelName
+    rows: Count
+    margins: Annotated[tuple[float, ...], Field(min_length=CALIBRATION_STEPS, max_length=CALIBRATION_STEPS)]
+    ties: Annotated[tuple[Unit, ...], Field(min_length=CALIBRATION_STEPS, max_length=CALIBRATION_STEPS)]
+    quality: Annotated[tuple[Unit, ...], Field(min_length=CALIBRATION_STEPS, max_length=CALIBRATION_STEPS)]
+    cost: Annotated[tuple[float, ...], Field(min_length=CALIBRATION_STEPS, max_length=CALIBRATION_STEPS)] | None = None
+
+    @model_validator(mode="after")
+    def _falling(self) -> Calibration:
+        if any(after > before for before, after in itertools.pairwise(self.margins)):
+            raise ValueError("margins must fall")
+        if self.weak == self.strong:
+            raise ValueError("weak and strong are the same model")
+        return self
+
+
 class Evaluation(_Part):
     """Held-out evaluation and its baselines, on the same rows.
 
@@ -109,6 +147,7 @@ class Evaluation(_Part):
         brier: mean squared error of the predicted scores, and the same for each model's mean as prediction; None where
             scores only rank.
         notes: what a reader should know.
+        calibration: for policies with a target; None: the cheapest model is the best one, too.
     """
 
     rows: Count
@@ -120,6 +159,7 @@ class Evaluation(_Part):
     apgr: float | None = None
     brier: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
 
 class Probe(_Part):
