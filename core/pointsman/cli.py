@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from pointsman.commands.database import db
-from pointsman.errors import ConfigError, PointsmanError
+from pointsman.errors import PointsmanError
 from pointsman.settings import environment
 
 __all__ = ["cli", "main"]
@@ -208,20 +208,35 @@ def strategies() -> None:
 
 
 @strategies.command("import")
-@click.argument("file", type=PATH)
-@click.option("--out", type=PATH, help="Directory for the bundle.")
-def strategies_import(file: Path, out: Path | None) -> None:
-    """Convert an artifact of LLMRouter into a bundle. Not in this version: train from LLMRouter's data instead.
+@click.option("--kind", required=True, help="Kind of strategy: knn, svm, mlp, ...")
+@click.option("--llmrouter-config", "config", type=PATH, required=True, help="LLMRouter's YAML file that it was trained with.")
+@click.option("--data", type=PATH, required=True, help="Held-out queries to compare on: JSON lines with `query`.")
+@click.option("--encoder", default="none", help="What made LLMRouter's embeddings: a name, or a bundle whose encoder is taken.")
+@click.option("--out", type=PATH, required=True, help="Directory for the bundle.")
+@click.option("--name", help="Name of the strategy that the bundle is for.  [default: llmrouter-KIND]")
+@click.option("--trust-artifact", is_flag=True, help="Allow the code inside LLMRouter's artifact to be executed.")
+def strategies_import(
+    kind: str, config: Path, data: Path, encoder: str, out: Path, name: str | None, trust_artifact: bool
+) -> None:
+    """Turn a router that LLMRouter trained into a bundle.
 
-    LLMRouter's artifacts are pickles, which execute code when they are read; the gateway never does that.
+    Runs in the training environment, where LLMRouter is installed. Its artifacts are pickles, which execute code when they are
+    read: give --trust-artifact only for one that you trained yourself. The bundle is compared with LLMRouter on the held-out
+    queries; if one choice differs, nothing is written.
     """
-    del out  # accepted, so that the command as the messages print it says what is to say
-    raise ConfigError(
-        "this version cannot convert LLMRouter's artifacts yet",
-        code="E4206",
-        where=str(file),
-        mend="train from the routing data that it was made of: `pointsman mlops train --data FILE.jsonl`",
+    from pointsman.commands.training import import_strategy
+
+    bundle = import_strategy(
+        kind,
+        config,
+        data,
+        out,
+        encoder=encoder,
+        name=name,
+        trust_artifact=trust_artifact,
+        progress=lambda line: click.echo(line, err=True),
     )
+    click.echo(str(bundle))
 
 
 @mlops.command("publish")

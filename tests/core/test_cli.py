@@ -85,6 +85,14 @@ def test_dotenv_is_read_where_asked_and_the_environment_wins(tmp_path: Path) -> 
 
 
 def test_the_import_command_is_honest(tmp_path: Path) -> None:
-    result = run("strategies", "import", "knn.pkl", "--out", "x", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "mlops train" in result.stderr
+    """Without LLMRouter, which no gateway has, it says so; and it executes no artifact that nobody vouched for."""
+    (tmp_path / "router.yaml").write_text("model_path: {load_model_path: /nowhere/knn.pkl}")
+    (tmp_path / "queries.jsonl").write_text("".join(f'{{"query": "question {number}"}}\n' for number in range(30)))
+    command = ("strategies", "import", "--kind", "elo", "--llmrouter-config", "router.yaml", "--data", "queries.jsonl")
+    result = run(*command, "--out", "x", cwd=tmp_path)
+    assert (result.returncode, "E4205" in result.stderr) == (1, True)
+    result = run(*command, "--out", "x", "--trust-artifact", cwd=tmp_path)
+    assert (result.returncode, "E4207" in result.stderr) == (1, True)
+    assert "pointsman[llmrouter]" in result.stderr
+    assert "executing the code" in result.stderr
+    assert not (tmp_path / "x").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 from pointsman.errors import ConfigError
 
-__all__ = ["parse_settings", "train_strategy"]
+__all__ = ["import_strategy", "parse_settings", "train_strategy"]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -75,5 +75,36 @@ def train_strategy(
         holdout=holdout,
         seed=seed,
         prices=read_prices(llm_data) if llm_data is not None else None,
+        progress=progress,
+    )
+
+
+def import_strategy(
+    kind: str,
+    config: Path,
+    data: Path,
+    out: Path,
+    *,
+    encoder: str,
+    name: str | None,
+    trust_artifact: bool,
+    progress: Callable[[str], None],
+) -> Path:
+    """Import one of LLMRouter's routers; see `pointsman.mlops.llmrouter.run.import_strategy`. The bundle's path.
+
+    Raises:
+        ConfigError, BundleError, SourceError: see there.
+    """
+    from pointsman.mlops.llmrouter import run
+    from pointsman.mlops.vectors import ready_encoder
+
+    return run.import_strategy(
+        kind,
+        config,
+        data,
+        out,
+        encoder=ready_encoder(encoder),
+        name=name,
+        trust_artifact=trust_artifact,
         progress=progress,
     )

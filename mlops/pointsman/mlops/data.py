@@ -26,7 +26,7 @@ from pointsman.errors import BundleError
 from pointsman.strategies.base import Matrix
 from pointsman.strategies.files import strict_json
 
-__all__ = ["Dataset", "read_dataset"]
+__all__ = ["Dataset", "read_dataset", "read_queries"]
 
 MAX_LINE = 4 * 2**20
 MAX_SHOWN = 20
@@ -114,6 +114,29 @@ def read_dataset(path: Path) -> Dataset:
         more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         raise _error(f"{len(problems)} bad lines: {shown}{more}", path, "correct or remove these lines")
     return _assemble(list(rows.values()), hashlib.sha256(raw).hexdigest(), path)
+
+
+def read_queries(path: Path, limit: int) -> tuple[list[str], list[str | None], str]:
+    """The first `limit` different queries of a file, with their users (`user` or `user_id`, or None), and its sha256.
+
+    The file may have either shape, or LLMRouter's query format; only `query` is wanted.
+
+    Raises:
+        BundleError: E4320.
+    """
+    raw = _read(path)
+    found: dict[tuple[str, str | None], None] = {}
+    for number, line in enumerate(_lines(raw, path), 1):
+        if not line.strip():
+            continue
+        try:
+            value = _parse(line)
+            found[_query(value), _user(value.get("user", value.get("user_id")))] = None
+        except _LineError as error:
+            raise _error(f"line {number}: {error}", path, "correct or remove this line") from error
+        if len(found) >= limit:
+            break
+    return [query for query, _ in found], [user for _, user in found], hashlib.sha256(raw).hexdigest()
 
 
 def _error(message: str, path: Path, mend: str | None = None) -> BundleError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pointsman.errors import BundleError
+from pointsman.errors import BundleError, ConfigError
 from pointsman.mlops.data import Dataset
 from pointsman.mlops.lsa import fit_tfidf
 from pointsman.strategies.base import Encoder, Matrix
@@ -12,7 +12,7 @@ from pointsman.strategies.bundle import load_bundle
 from pointsman.strategies.encoders.hashing import HashingEncoder
 from pointsman.strategies.encoders.nothing import NoEncoder
 
-__all__ = ["FITTED", "Vectors", "encoder_from_bundle"]
+__all__ = ["FITTED", "Vectors", "encoder_from_bundle", "ready_encoder"]
 
 FITTED = {"tfidf": 192, "hashing": 1024, "none": 1}
 """Encoders that training makes itself, and their dimensions by default."""
@@ -25,6 +25,28 @@ def encoder_from_bundle(path: Path) -> Encoder:
         BundleError, SourceError: see `load_bundle`.
     """
     return load_bundle(path).encoder
+
+
+def ready_encoder(name: str) -> Encoder:
+    """An encoder that needs no fitting: `none`, `hashing`, `hashing:768`, or that of a bundle (a path that ends in `.zip`).
+
+    Raises:
+        ConfigError: E4204, there is no such encoder.
+        BundleError, SourceError: see `load_bundle`.
+    """
+    kind, _, number = name.partition(":")
+    if name == "none":
+        return NoEncoder()
+    if kind == "hashing" and (not number or number.isdecimal()):
+        return HashingEncoder(int(number or FITTED["hashing"]))
+    if name.endswith(".zip"):
+        return encoder_from_bundle(Path(name))
+    raise ConfigError(
+        f"there is no encoder {name!r} that is ready to use",
+        code="E4204",
+        where="--encoder",
+        mend="none, hashing, hashing:DIMENSIONS, or the path of a bundle whose encoder is taken",
+    )
 
 
 class Vectors:
