@@ -9,7 +9,12 @@ from pointsman.strategies.base import Encoder, Strategy
 from pointsman.strategies.encoders.hashing import HashingEncoder
 from pointsman.strategies.encoders.nothing import NoEncoder
 from pointsman.strategies.encoders.tfidf import TfidfEncoder
+from pointsman.strategies.graph import GraphStrategy
+from pointsman.strategies.hybrid import HybridStrategy
 from pointsman.strategies.knn import KnnStrategy
+from pointsman.strategies.mf import MfStrategy
+from pointsman.strategies.personalized import PersonalizedStrategy
+from pointsman.strategies.routerdc import RouterDcStrategy
 
 __all__ = ["ENCODERS", "STRATEGIES"]
 
@@ -23,4 +28,16 @@ ENCODERS: Mapping[str, type[Encoder]] = MappingProxyType(
         )
     }
 )
-STRATEGIES: Mapping[str, type[Strategy]] = MappingProxyType({kind.kind: kind for kind in (KnnStrategy,)})
+STRATEGIES: Mapping[str, type[Strategy]] = MappingProxyType(
+    {
+        kind.kind: kind
+        for kind in (
+            GraphStrategy,
+            HybridStrategy,
+            KnnStrategy,
+            MfStrategy,
+            PersonalizedStrategy,
+            RouterDcStrategy,
+        )
+    }
+)
