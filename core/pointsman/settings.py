@@ -13,27 +13,33 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from pointsman.cascade_settings import SOURCELESS_KINDS, CascadeSettings
 from pointsman.errors import ConfigError
 from pointsman.overrides import ENVIRONMENT_PREFIX, apply_overrides, read_overrides
+from pointsman.policy_settings import EmbeddingRule, PolicySettings, TextSettings
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
     "STRATEGY_NAME",
     "ConfigReloadSettings",
     "DecisionSettings",
+    "LLMRouterSettings",
     "PointsmanSettings",
     "PrivacySettings",
+    "ProcessSettings",
     "RoutingSettings",
     "S3Settings",
     "ShutdownSettings",
     "StrategySettings",
     "default_data_dir",
     "environment",
+    "one_thread",
 ]
 
 STRATEGY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -107,12 +113,40 @@ class S3Settings(_Section):
     read_timeout: Seconds = Field(10.0, description="Seconds to wait for bytes.")
 
 
-class StrategySettings(_Section):
-    """One learned strategy: where its bundle comes from and how it is checked."""
+class ProcessSettings(_Section):
+    """The process of its own in which a strategy runs that is not part of the gateway."""
 
-    source: Source = Field(
+    python: str | None = Field(
+        None, description="Interpreter to run it with, e.g. of an environment that has torch; none: the gateway's own."
+    )
+    memory_mb: int = Field(
+        8_192, ge=64, le=4_194_304, description="MiB that it may have resident, its children counted; past this it is killed."
+    )
+    deadline_ms: float = Field(
+        2_000.0, gt=0, le=600_000, description="Milliseconds that one query may take it; past this it hangs, and is killed."
+    )
+    start_s: Seconds = Field(300.0, description="Seconds that it may take to load.")
+    idle_s: Seconds | None = Field(None, description="Seconds without a query after which it is stopped; none: never.")
+    max_queue: int = Field(64, gt=0, le=10_000, description="Queries that may wait for it; more fall back at once.")
+    warm_up: bool = Field(True, description="Start it with the gateway; off: at the first query.")
+
+
+class LLMRouterSettings(ProcessSettings):
+    """LLMRouter itself, in a process of its own: its code, its files, its loader of pickles; nothing of it in the gateway."""
+
+    config: str = Field(
+        min_length=1,
+        description="LLMRouter's YAML file for the router. Relative paths in it count from its own directory.",
+    )
+
+
+class StrategySettings(_Section):
+    """One learned strategy: where its bundle comes from and how it is checked, or how else it is served."""
+
+    source: Source | None = Field(
+        None,
         description="`s3://bucket/key` or a path / `file://` URL of a pointer (.json) or bundle (.zip). "
-        "A relative path counts from the YAML file's directory."
+        "A relative path counts from the YAML file's directory. Needed where a strategy is served from a bundle.",
     )
     kind: str | None = Field(None, description="Refuse bundles of another kind, e.g. `knn`.")
     hot_reload: bool = Field(True, description="Poll the source; off means: load once at start.")
@@ -126,7 +160,38 @@ class StrategySettings(_Section):
         256 * 2**20, gt=0, le=64 * 2**30, description="Largest bundle in bytes, checked before and while downloading."
     )
     llm_data_path: str | None = Field(None, description="LLMRouter's candidate metadata (JSON): name -> model, prices.")
+    llmrouter: LLMRouterSettings | None = Field(
+        None, description="Serve it by LLMRouter itself, in a process of its own, and from no bundle."
+    )
+    entry_point: str | None = Field(
+        None, min_length=1, max_length=200, description="Of kind `custom`: name of an entry point in the group `pointsman.strategies`."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Of kind `custom`: what its factory is called with.")
+    allow_signed_code: bool = Field(
+        False, description="Of kind `custom`: take code from `source`, as a signed wheel that runs in a process of its own."
+    )
+    process: ProcessSettings = Field(
+        default_factory=ProcessSettings, description="Of kind `custom` from a signed wheel: the process that it runs in."
+    )
     s3: S3Settings = Field(default_factory=S3Settings, description="How to reach the S3 API.")
+    policy: PolicySettings | None = Field(None, description="How its scores become a choice; none: `routing.policy`.")
+    text: TextSettings = Field(default_factory=TextSettings, description="What of a request it reads.")
+    cascade: CascadeSettings = Field(
+        default_factory=CascadeSettings, description="For the kinds that call models: `automix` and `*-multiround`."
+    )
+
+    @model_validator(mode="after")
+    def _source_by_kind(self) -> Self:
+        """A bundle comes from somewhere; what is served otherwise comes from nowhere."""
+        otherwise = self.kind in SOURCELESS_KINDS or self.llmrouter is not None or self.entry_point is not None
+        if self.source is None and not otherwise:
+            missing = InitErrorDetails(type="missing", loc=("source",), input=None)
+            raise ValidationError.from_exception_data(type(self).__name__, [missing])
+        if self.source is not None and self.kind in SOURCELESS_KINDS:
+            reason = PydanticCustomError("value_error", "a strategy of this kind has no bundle, so it takes no source")
+            extra = InitErrorDetails(type=reason, loc=("source",), input=self.source)
+            raise ValidationError.from_exception_data(type(self).__name__, [extra])
+        return self
 
 
 class RoutingSettings(_Section):
@@ -138,6 +203,13 @@ class RoutingSettings(_Section):
     )
     deadline_ms: float = Field(
         50.0, gt=0, le=10_000, description="Milliseconds; past this a strategy is too slow and LiteLLM's choice holds."
+    )
+    policy: PolicySettings = Field(
+        default_factory=PolicySettings, description="How scores become a choice, for strategies that do not say."
+    )
+    embeddings: dict[str, tuple[EmbeddingRule, ...]] = Field(
+        default_factory=dict,
+        description="Model group -> rules for embeddings, the first that holds: `{deployment, over_tokens, script}`.",
     )
     candidates: dict[str, str] = Field(
         default_factory=dict, description="Bundle's candidate name -> deployment's `litellm_params.model` or `model_info.id`."
@@ -232,6 +304,11 @@ def environment(dotenv: Path | None = None) -> dict[str, str]:
 
         load_dotenv(dotenv, override=False)
     return dict(os.environ)
+
+
+def one_thread() -> None:
+    """Let linear algebra use one thread, as the gateway's workers do. Of use only before NumPy is imported."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def default_data_dir(env: Mapping[str, str]) -> Path:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pointsman.litellm_config import GatewayConfig, Problem, check, load
-from pointsman.litellm_config.tables import LITELLM_STRATEGIES, LLMROUTER_STRATEGIES
+from pointsman.litellm_config.tables import LITELLM_STRATEGIES, LLMROUTER_STRATEGIES, SERVED_KINDS
 
 KEY = base64.b64encode(b"k" * 32).decode()
 MODELS = [{"model_name": "auto", "litellm_params": {"model": f"mock/{name}"}} for name in ("cheap", "strong")]
@@ -157,7 +157,7 @@ def test_metadata_that_is_no_object(tmp_path: Path) -> None:
         assert [p.key for p in found if p.severity == "error"] == ["router_settings.routing_strategy_args.llm_data_path"]
 
 
-@pytest.mark.parametrize("name", sorted(LLMROUTER_STRATEGIES - {"llmrouter-knn"}))
+@pytest.mark.parametrize("name", sorted(LLMROUTER_STRATEGIES - {f"llmrouter-{kind}" for kind in SERVED_KINDS}))
 def test_strategies_to_come_say_so(tmp_path: Path, name: str) -> None:
     found = problems(tmp_path, name, {"model_path": "m.json"})
     assert [(p.code, "not yet served" in p.message) for p in found] == [("E4206", True)]

@@ -52,11 +52,11 @@ class Stand:
 
     def put(self, number: int | str, **kwargs: Any) -> Pointer:
         """Publish a good bundle."""
-        return publish(self.version(number), self.settings.source, key=self.key, **kwargs)
+        return publish(self.version(number), self.settings.source or "", key=self.key, **kwargs)
 
     def bad(self, data: bytes, **kwargs: Any) -> Pointer:
         """Publish anything."""
-        return publish_raw(data, self.settings.source, **{"strategy": NAME, "key": self.key, **kwargs})
+        return publish_raw(data, self.settings.source or "", **{"strategy": NAME, "key": self.key, **kwargs})
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Stand]:

@@ -11,9 +11,10 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pointsman.cascade_settings import CASCADE_KINDS
 from pointsman.errors import RequestError
 from pointsman.process.pool import Worker
-from pointsman.settings import PointsmanSettings
+from pointsman.settings import PointsmanSettings, StrategySettings
 from pointsman.strategies.reloader import Reloader, Snapshot
 from pointsman.strategies.rollout import open_rollout
 
@@ -47,8 +48,9 @@ class StrategyService:
         self._snapshots: dict[str, Snapshot] = {}
         self._rollout = open_rollout(database_url, cache_dir)
         self._reloaders = {
-            name: Reloader(name, strategy, cache_dir / name, self._rollout, self._publish)
+            name: Reloader(name, _served(strategy), cache_dir / name, self._rollout, self._publish)
             for name, strategy in settings.strategies.items()
+            if strategy.source is not None
         }
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -110,6 +112,11 @@ class StrategyService:
         except KeyError:
             known = ", ".join(sorted(self._reloaders)) or "none"
             raise RequestError(f"no strategy {name!r}", code="E4004", mend=f"configured: {known}") from None
+
+
+def _served(strategy: StrategySettings) -> StrategySettings:
+    """A cascade that asks a bundle asks one of kNN."""
+    return strategy.model_copy(update={"kind": "knn"}) if strategy.kind in CASCADE_KINDS else strategy
 
 
 def groups_in_use(settings: PointsmanSettings, models: Sequence[Mapping[str, Any]]) -> dict[str, str]:

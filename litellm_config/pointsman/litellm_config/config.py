@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pointsman.cascade_settings import CASCADE_KINDS
 from pointsman.litellm_config.checks import (
     check_environment,
     check_references,
@@ -125,7 +126,8 @@ def _examine(path: Path, env: Mapping[str, str], extra: Iterable[Detected]) -> t
         return None, problems
     names = {item.group for item in deployments}
     found = [entry for item in extra for entry in item.entries if entry["model_name"] not in names]
-    effective = make_effective(source.value, found, translated=translation.name is not None)
+    cascades = any(strategy.kind in CASCADE_KINDS for strategy in settings.strategies.values())
+    effective = make_effective(source.value, found, translated=translation.name is not None, cascades=cascades)
     config = GatewayConfig(
         source=source.path,
         settings=settings,

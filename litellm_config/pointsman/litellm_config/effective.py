@@ -22,6 +22,8 @@ __all__ = [
     "ENVIRONMENT",
     "HOOK",
     "MOCK_HANDLER",
+    "REPLAY_HANDLER",
+    "REPLAY_PROVIDER",
     "Default",
     "Variable",
     "deployment_id",
@@ -31,6 +33,8 @@ __all__ = [
 
 HOOK = "pointsman.custom_router.hook.router_hook"
 MOCK_HANDLER = "pointsman.backends.mock.handler"
+REPLAY_PROVIDER = "pointsman-replay"
+REPLAY_HANDLER = "pointsman.custom_router.cascades.replay.handler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +172,16 @@ def deployment_id(model_name: str, litellm_params: Mapping[str, Any], occurrence
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def make_effective(config: Mapping[str, Any], extra: Iterable[Mapping[str, Any]], *, translated: bool) -> dict[str, Any]:
+def make_effective(
+    config: Mapping[str, Any], extra: Iterable[Mapping[str, Any]], *, translated: bool, cascades: bool = False
+) -> dict[str, Any]:
     """The effective configuration of a merged and checked one; the argument is not changed.
 
     Args:
         config: the user's sections, includes merged.
         extra: more entries for `model_list` (what was detected on the machine).
         translated: `router_settings` named a learned strategy, which LiteLLM must not see.
+        cascades: a strategy calls models, so that an answer that it has already is to be given again.
     """
     effective: dict[str, Any] = copy.deepcopy({k: v for k, v in config.items() if k != "pointsman" and not k.startswith("x-")})
     effective["model_list"] = [*(effective.get("model_list") or []), *copy.deepcopy(list(extra))]
@@ -187,7 +194,9 @@ def make_effective(config: Mapping[str, Any], extra: Iterable[Mapping[str, Any]]
     _apply_defaults(effective)
     _add_callback(_section(effective, "litellm_settings"))
     if any(_is_mock(entry) for entry in effective["model_list"]):
-        _add_mock(_section(effective, "litellm_settings"))
+        _add_provider(_section(effective, "litellm_settings"), "mock", MOCK_HANDLER)
+    if cascades:
+        _add_provider(_section(effective, "litellm_settings"), REPLAY_PROVIDER, REPLAY_HANDLER)
     _set_ids(effective["model_list"])
     _set_allowed_fails(effective)
     if router["routing_strategy"] != "cost-based-routing":  # that one reads prices in `litellm_params`
@@ -225,11 +234,11 @@ def _is_mock(entry: Any) -> bool:
     return str(params.get("model")).startswith("mock/") or params.get("custom_llm_provider") == "mock"
 
 
-def _add_mock(settings: dict[str, Any]) -> None:
+def _add_provider(settings: dict[str, Any], name: str, handler: str) -> None:
     present = settings.get("custom_provider_map")
     entries = list(present) if isinstance(present, list) else []
-    if not any(isinstance(item, dict) and item.get("provider") == "mock" for item in entries):
-        entries.append({"provider": "mock", "custom_handler": MOCK_HANDLER})
+    if not any(isinstance(item, dict) and item.get("provider") == name for item in entries):
+        entries.append({"provider": name, "custom_handler": handler})
     settings["custom_provider_map"] = entries
 
 

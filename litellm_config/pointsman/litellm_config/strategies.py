@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from pointsman.cascade_settings import SOURCELESS_KINDS
 from pointsman.litellm_config.problems import KeyPath
 from pointsman.litellm_config.source import Source
 from pointsman.litellm_config.tables import (
@@ -24,7 +25,7 @@ from pointsman.litellm_config.tables import (
     SERVED_KINDS,
 )
 from pointsman.overrides import closest
-from pointsman.settings import PointsmanSettings, StrategySettings
+from pointsman.settings import PointsmanSettings
 
 __all__ = ["Translation", "check_strategies", "local_path", "translate"]
 
@@ -32,6 +33,10 @@ PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".joblib", ".bin"
 _ROUTER: KeyPath = ("router_settings",)
 _STRATEGY: KeyPath = ("router_settings", "routing_strategy")
 _ARGUMENTS: KeyPath = ("router_settings", "routing_strategy_args")
+_SAME_NAME = (
+    *("hot_reload", "reload_interval", "llm_data_path", "trusted_keys", "require_signature", "max_bytes", "s3", "cascade"),
+)
+"""Arguments that are settings of the same name."""
 
 
 @dataclass(slots=True)
@@ -87,7 +92,7 @@ def _translate(source: Source, name: str, kind: str, arguments: Mapping[str, Any
             source.problem((*_ARGUMENTS, key), "E4202", f"{key!r} is no argument of {name}", mend)
     translation = Translation(name, {"kind": kind})
     origins = translation.origins
-    for key in ("hot_reload", "reload_interval", "llm_data_path", "trusted_keys", "require_signature", "max_bytes", "s3"):
+    for key in _SAME_NAME:
         if arguments.get(key) is not None:
             translation.strategy[key] = arguments[key]
             origins[key] = (*_ARGUMENTS, key)
@@ -113,7 +118,7 @@ def _translate(source: Source, name: str, kind: str, arguments: Mapping[str, Any
     elif path:
         translation.strategy["source"] = path
         origins["source"] = (*_ARGUMENTS, "model_path")
-    else:
+    elif kind not in SOURCELESS_KINDS:
         mend = "Add `model_path:` (a pointer or bundle), or `model_s3_bucket:` and `model_s3_key:`."
         source.problem(_ARGUMENTS if arguments else _STRATEGY, "E4204", f"{name} has no model", mend)
         return Translation()
@@ -168,10 +173,13 @@ def check_strategies(source: Source, settings: PointsmanSettings, where: Mapping
         def at(key: str, name: str = name, origins: Mapping[str, KeyPath] = origins) -> KeyPath:
             return origins.get(key, ("pointsman", "strategies", name, key))
 
-        _check_source(source, at("source"), strategy)
+        if strategy.source is not None:
+            _check_source(source, at("source"), strategy.source)
         if strategy.kind is not None and strategy.kind not in SERVED_KINDS:
             _not_served(source, at("kind"), f"{LLMROUTER_PREFIX}{strategy.kind}")
-        if strategy.require_signature and not strategy.trusted_keys:
+        if strategy.source is None:
+            pass  # no bundle, no signature
+        elif strategy.require_signature and not strategy.trusted_keys:
             message = "no bundle will be taken: signatures are required and no key is trusted; LiteLLM's own choice holds"
             mend = "Add `trusted_keys:` (`pointsman mlops` makes a key), or `require_signature: false` if you trust the store."
             source.warn(at("trusted_keys"), "E4206", message, mend)
@@ -182,11 +190,11 @@ def check_strategies(source: Source, settings: PointsmanSettings, where: Mapping
             _check_metadata(source, at("llm_data_path"), Path(strategy.llm_data_path))
 
 
-def _check_source(source: Source, path: KeyPath, strategy: StrategySettings) -> None:
-    suffix = Path(strategy.source).suffix.lower()
-    file = local_path(strategy.source)
+def _check_source(source: Source, path: KeyPath, location: str) -> None:
+    suffix = Path(location).suffix.lower()
+    file = local_path(location)
     if suffix in PICKLE_SUFFIXES or (file is not None and _is_pickle(file)):
-        mend = "Convert it once, where you trust it, by `pointsman strategies import FILE --out DIR`; name what that writes."
+        mend = "Convert it once, where you trust it, by `pointsman strategies import --help`; name what that writes."
         source.problem(path, "E4205", "a pickle runs whatever code is in it when it is read; it is never loaded here", mend)
     elif suffix not in {".json", ".zip"}:
         source.problem(

@@ -52,14 +52,14 @@ LLMROUTER_STRATEGIES = frozenset(
 )
 """What LLMRouter's gateways call their strategies."""
 
-SERVED_KINDS = frozenset({"knn"})
+SERVED_KINDS = frozenset({"knn", "automix", "knn-multiround", "llm-multiround"})
 """Kinds of strategies that this version serves."""
 
 LLMROUTER_ARGUMENTS = _words(
     """model_path llm_data_path hot_reload reload_interval model_s3_bucket model_s3_key trusted_keys require_signature
-    max_bytes s3"""
+    max_bytes s3 cascade"""
 )
-"""`router_settings.routing_strategy_args` of a `llmrouter-*` strategy; the last four are ours."""
+"""`router_settings.routing_strategy_args` of a `llmrouter-*` strategy; the last five are ours."""
 
 ROUTER_SETTINGS = _words(
     """alerting_config allowed_fails allowed_fails_policy background_health_check_model_groups cache_kwargs

@@ -67,8 +67,10 @@ class Reloader:
         self.name = name
         self._settings = settings
         self._rollout = rollout
-        self._source = source or open_source(settings.source, settings.s3)
-        self._bare = is_bundle(settings.source)
+        assert settings.source is not None  # noqa: S101 - narrows the type; what has no source has no reloader
+        self._location: str = settings.source
+        self._source = source or open_source(self._location, settings.s3)
+        self._bare = is_bundle(self._location)
         vault = Vault(cache_dir)
         self._problems = Problems(name)
         self._fetcher = Fetcher(name, settings, self._source, vault)
@@ -93,11 +95,11 @@ class Reloader:
         snapshot = stage.snapshot if stage.serving else None
         return StrategyStatus(
             name=self.name,
-            source=self._settings.source,
+            source=self._location,
             kind=snapshot.kind if snapshot else None,
             version=snapshot.version if snapshot else None,
             sha256=snapshot.sha256 if snapshot else None,
-            etag=self._tag if self._settings.source.startswith("s3://") else None,
+            etag=self._tag if self._location.startswith("s3://") else None,
             mtime=self._modified,
             generation=stage.local.generation,
             rollout_generation=desired.generation if desired else 0,
