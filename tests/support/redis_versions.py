@@ -44,8 +44,8 @@ def install_redis7(target: Path) -> Path:
         _run(["dpkg-deb", "-x", str(package), str(target / "unpacked")])
     system = target / "unpacked" / "usr"
     libraries = next((system / "lib").glob("*-linux-gnu"))
-    script = target / "redis-server"
-    script.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH="{libraries}" exec "{system / 'bin' / 'redis-server'}" "$@"\n')
+    script, binary = target / "redis-server", system / "bin" / "redis-server"
+    script.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH="{libraries}" exec "{binary}" "$@"\n')
     script.chmod(0o755)
     return script
 
