@@ -1,0 +1,193 @@
+"""One process of its own: how it is started, looked at and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pointsman.strategies.remote.serve import HEADER, MAX_MESSAGE, pack, unpack
+
+__all__ = ["Child", "FrameError", "child_environment", "read_message", "resident_bytes", "tree_of"]
+
+logger = logging.getLogger("pointsman.remote")
+
+SERVE = Path(__file__).with_name("serve.py")
+KEPT = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_HOME",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "OMP_NUM_THREADS",
+)
+"""All that a child sees of the instance's environment: no key, no database, no proxy."""
+
+LINES, LINE_BYTES = 200, 2_000
+"""Lines of output that are logged while it loads, and how much of each."""
+
+
+class FrameError(Exception):
+    """What came is no message."""
+
+
+async def read_message(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """The next message.
+
+    Raises:
+        asyncio.IncompleteReadError, ConnectionError: the other side is gone.
+        FrameError: too long, or no JSON object.
+    """
+    (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
+    if length > MAX_MESSAGE:
+        raise FrameError(f"a message of {length} bytes; at most {MAX_MESSAGE} are allowed")
+    try:
+        return unpack(await reader.readexactly(length))
+    except ValueError as error:
+        raise FrameError(f"no message: {error}") from error
+
+
+def child_environment(env: Mapping[str, str], scratch: Path) -> dict[str, str]:
+    """What the child gets to see: `KEPT`, a home of its own, nothing of the network.
+
+    The cache of the Hugging Face hub is where the instance's is, for models that the operator downloaded; the token beside it
+    is not handed on.
+    """
+    home = str(scratch)
+    hub = env.get("HF_HUB_CACHE") or str(
+        Path(env.get("HF_HOME") or Path(env.get("HOME") or "/") / ".cache/huggingface") / "hub"
+    )
+    return {
+        **{name: env[name] for name in KEPT if name in env},
+        "HOME": home,
+        "TMPDIR": home,
+        "XDG_CACHE_HOME": home,
+        "XDG_CONFIG_HOME": home,
+        "HF_HOME": home,
+        "HF_HUB_CACHE": hub,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", "1"),
+    }
+
+
+def tree_of(pid: int) -> list[int]:
+    """A process and its descendants, parents first; on Linux (proc(5)), elsewhere the process alone."""
+    found, index = [pid], 0
+    while index < len(found):
+        with contextlib.suppress(OSError):  # it has ended, or there is no /proc
+            for task in Path(f"/proc/{found[index]}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    found += [int(child) for child in (task / "children").read_text().split() if int(child) not in found]
+        index += 1
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and its descendants; shared pages count for each. 0 where there is no /proc."""
+    pages = 0
+    for member in tree_of(pid):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pages += int(Path(f"/proc/{member}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class Child:
+    """A running process; made by `start`, ended by `end`.
+
+    Attributes:
+        process: of asyncio's.
+        reader, writer: the line to it.
+        quiet: from now on its output is counted and not logged: it may quote prompts.
+    """
+
+    def __init__(
+        self, name: str, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ):
+        self.process, self.reader, self.writer = process, reader, writer
+        self.quiet = False
+        self.output: deque[str] = deque(maxlen=20)
+        self._name = name
+        self._logged = 0
+        self._drain = asyncio.create_task(self._read_output())
+
+    @classmethod
+    async def start(cls, name: str, python: str | None, env: Mapping[str, str], scratch: Path) -> Self:
+        """Start it in a session of its own.
+
+        Raises:
+            OSError: there is no such interpreter, or it cannot be run.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                python or sys.executable,
+                "-I",
+                str(SERVE),
+                str(theirs.fileno()),
+                env=child_environment(env, scratch),
+                cwd=scratch,
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        return cls(name, process, reader, writer)
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Send a message; ConnectionError when it is gone."""
+        self.writer.write(pack(message))
+        await self.writer.drain()
+
+    async def _read_output(self) -> None:
+        """Read what it prints, always, or it would stop at a full pipe; log a bounded part of it."""
+        stream = self.process.stdout
+        assert stream is not None  # noqa: S101 - narrows the type
+        rest = b""
+        while chunk := await stream.read(65_536):
+            *lines, rest = (rest + chunk).split(b"\n")
+            rest = rest[-LINE_BYTES:]
+            for line in () if self.quiet else lines:
+                text = line[:LINE_BYTES].decode(errors="replace").rstrip()
+                self.output.append(text)
+                self._logged += 1
+                if self._logged <= LINES:
+                    logger.info("%s says: %s", self._name, text)
+
+    async def end(self) -> int | None:
+        """Kill it with everything that it started, and wait; returns its status, negative for a signal."""
+        if self.process.returncode is None:
+            for pid in reversed(tree_of(self.process.pid)):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # what it left behind when it ended by itself
+        status = await self.process.wait()
+        self._drain.cancel()
+        await asyncio.gather(self._drain, return_exceptions=True)
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+        return status
