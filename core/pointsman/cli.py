@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
+from pointsman.commands import strategies as strategy_commands
 from pointsman.commands.database import db
+from pointsman.commands.strategies import strategies
 from pointsman.errors import PointsmanError
 from pointsman.settings import environment
 
@@ -192,21 +194,6 @@ def mlops_train(
     click.echo(str(bundle))
 
 
-@mlops.command("keygen")
-@click.option("--out", type=PATH, required=True, help="File for the private key (0600); the public key is printed.")
-@click.option("--id", "key_id", default="default", show_default=True, help="Key id, as `trusted_keys` names it.")
-def mlops_keygen(out: Path, key_id: str) -> None:
-    """Make an Ed25519 key pair for signing."""
-    from pointsman.mlops.keys import generate
-
-    click.echo(f"{key_id}: {generate(out, key_id)}")
-
-
-@cli.group()
-def strategies() -> None:
-    """Look after strategies' bundles."""
-
-
 @strategies.command("import")
 @click.option("--kind", required=True, help="Kind of strategy: knn, svm, mlp, ...")
 @click.option("--llmrouter-config", "config", type=PATH, required=True, help="LLMRouter's YAML file that it was trained with.")
@@ -239,19 +226,9 @@ def strategies_import(
     click.echo(str(bundle))
 
 
-@mlops.command("publish")
-@click.argument("bundle", type=PATH)
-@click.option("--to", "destination", required=True, help="Pointer to write: s3://bucket/key/current.json, or a path.")
-@click.option("--key", type=PATH, help="Private key to sign with.")
-@click.option("--sequence", type=click.IntRange(1), help="Number to publish under.  [default: one above the present one]")
-@click.option("--endpoint-url", help="An S3-compatible store instead of AWS.")
-def mlops_publish(bundle: Path, destination: str, key: Path | None, sequence: int | None, endpoint_url: str | None) -> None:
-    """Upload a bundle, then point to it."""
-    from pointsman.mlops.publish import publish
-    from pointsman.settings import S3Settings
-
-    pointer = publish(bundle, destination, key=key, sequence=sequence, s3=S3Settings(endpoint_url=endpoint_url))
-    click.echo(f"{destination}: sequence {pointer.sequence}, sha256 {pointer.sha256}")
+cli.add_command(strategies)
+for command in (strategy_commands.publish, strategy_commands.keygen):
+    mlops.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> Any:
