@@ -66,9 +66,8 @@ def child_environment(env: Mapping[str, str], scratch: Path) -> dict[str, str]:
     is not handed on.
     """
     home = str(scratch)
-    hub = env.get("HF_HUB_CACHE") or str(
-        Path(env.get("HF_HOME") or Path(env.get("HOME") or "/") / ".cache/huggingface") / "hub"
-    )
+    cache = env.get("HF_HOME") or str(Path(env.get("HOME") or "/") / ".cache/huggingface")
+    hub = env.get("HF_HUB_CACHE") or str(Path(cache) / "hub")
     return {
         **{name: env[name] for name in KEPT if name in env},
         "HOME": home,
@@ -118,7 +117,7 @@ class Child:
 
     def __init__(
         self, name: str, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ):
+    ) -> None:
         self.process, self.reader, self.writer = process, reader, writer
         self.quiet = False
         self.output: deque[str] = deque(maxlen=20)

@@ -1,7 +1,7 @@
-"""The owner of one process of its own: starts it when it is wanted, hands it one query at a time, ends it when it misbehaves.
+"""The owner of one process of its own: starts it when wanted, hands it one query at a time, ends it when it misbehaves.
 
-It lives in the supervisor, once an instance. Whoever asks while the process is not ready is told so at once (`UnavailableError`)
-and wakes it; nobody waits for a start. What ended it last is the reason that requests are told until it is ready again:
+It lives in the supervisor, once an instance. Whoever asks while the process is not ready is told so at once
+(`UnavailableError`) and wakes it; nobody waits for a start. What ended it last is the reason that requests are told until it is ready again:
 
 - `worker_starting`: it was not wanted before, and is loading
 - `worker_died`, `worker_deadline`, `worker_memory`, `worker_nonsense`: it ended, hung, grew past its limit, answered rubbish
@@ -176,6 +176,9 @@ class Owner:
                 continue
             except _Ended as ended:
                 self._note(ended, steady=self._state == "ready" and time.monotonic() - began > STEADY_SECONDS)
+            except Exception as error:  # a mistake of ours; without this nothing would ever start it again
+                logger.exception("%s: its owner failed", self.name)
+                self._note(_Ended("worker_broken", f"its owner failed: {error!r}"), steady=False)
             if self._again.is_set():
                 continue
             self._wanted.set()  # it was wanted, and shall come back by itself
@@ -199,8 +202,7 @@ class Owner:
         Raises:
             _Ended: it had to go.
         """
-        if self._state != "waiting":
-            self._state = "starting"
+        self._state = "starting"
         try:
             spec = dict(await self._load())
             child = await Child.start(self.name, self._settings.python, self._env, self._scratch)
@@ -214,9 +216,9 @@ class Owner:
         ]
         try:
             done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
-            for task in (work[1], work[0]):  # that it grew too large is the better reason, when both are there
-                if task in done and (error := task.exception()) is not None:
-                    raise error
+            failures = [failure for task in work if task in done and (failure := task.exception()) is not None]
+            if failures:  # that it grew too large is the better reason, when there are two
+                raise next((one for one in failures if isinstance(one, _Ended)), failures[0])
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise _Ended("worker_died", f"it ended with {_told(await child.end())}{_tail(child)}") from error
         except FrameError as error:
@@ -232,6 +234,8 @@ class Owner:
         limit = self._settings.memory_mb * MIB
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            if child.process.returncode is not None:
+                raise ConnectionResetError("it has ended")
             if (resident := resident_bytes(child.process.pid)) > limit:
                 raise _Ended("worker_memory", f"{resident // MIB} MiB are resident, {self._settings.memory_mb} are allowed")
 

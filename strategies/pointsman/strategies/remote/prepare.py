@@ -51,7 +51,9 @@ def llmrouter_spec(entry: Entry, config: Path, scratch: Path) -> dict[str, Any]:
         if isinstance(paths, dict):
             value[section] = {key: str(base / item) if isinstance(item, str) else item for key, item in paths.items()}
     data = value.get("data_path")
-    for key, item in data.items() if isinstance(data, dict) else ():
+    if not isinstance(data, dict):
+        data = {}
+    for key, item in data.items():
         original = Path(item) if isinstance(item, str) else None
         if original is not None and original.is_file():
             link = scratch / "data" / str(key) / original.name

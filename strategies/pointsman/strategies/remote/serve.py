@@ -3,8 +3,9 @@
 Run as `python -I serve.py FD` by whichever interpreter the operator named, so it imports the standard library alone and is a
 file, not a module: that interpreter has nothing of ours, and `-I` keeps its environment and this directory out of `sys.path`.
 
-Messages are JSON objects behind their length (4 bytes, big endian), over the socket that FD is. The owner says `load` once, then
-`score` and `ping`; the process says `hello`, then `ready` or `broken`, then `answer` and `pong`. It ends when the socket closes.
+Messages are JSON objects behind their length (4 bytes, big endian), over the socket that FD is. The owner says `load` once,
+then `score` and `ping`; the process says `hello`, then `ready` or `broken`, then `answer` and `pong`. It ends when the socket
+closes.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def _answer(score: Scorer, message: dict[str, Any]) -> dict[str, Any]:
         return {"memory": True}
     except ImportError as error:  # LLMRouter imports vLLM at its first query
         return {"broken": str(error)[:500]}
-    except Exception as error:  # whatever it is, the owner is told; the message may quote the prompt and is kept back
+    except Exception as error:  # noqa: BLE001 - whatever it is, the owner is told; its message may quote the prompt
         return {"error": type(error).__name__}
     return answer
 
@@ -213,7 +214,7 @@ def main(descriptor: int) -> int:
     except MemoryError:
         line.send(type="failed", memory=True)
         return 1
-    except Exception as error:  # its own code and others': whatever it is, the operator reads it in the status
+    except Exception as error:  # noqa: BLE001 - others' code: whatever it is, the operator reads it in the status
         line.send(type="broken", message=f"{type(error).__name__}: {error}"[:2000])
         return 1
     while (message := line.receive()) is not None:
