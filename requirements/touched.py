@@ -8,10 +8,12 @@ from __future__ import annotations
 __all__ = ["CONTRACT_TESTS", "TOUCHED"]
 
 TOUCHED: dict[str, str] = {
-    # The router's hook (custom_router/hook.py), and what it overrides.
+    # The router's hook (custom_router/hook.py, deployments.py), and what it overrides.
     "litellm:callbacks": "our hook stands last in it",
     "litellm.integrations.custom_logger:CustomLogger": "base of the hook",
     "litellm.integrations.custom_logger:CustomLogger.async_filter_deployments": "picks",
+    "litellm.integrations.custom_logger:CustomLogger.async_pre_call_hook": "what is asked for, and whether the key may",
+    "litellm:model_cost": "tells a model that is free from one whose price is not known",
     "litellm.integrations.custom_logger:CustomLogger.async_pre_call_deployment_hook": "an attempt begins",
     "litellm.integrations.custom_logger:CustomLogger.async_post_call_failure_deployment_hook": "an attempt failed",
     "litellm.integrations.custom_logger:CustomLogger.async_log_success_event": "a request succeeded",

@@ -26,7 +26,7 @@ class Shelf:
 
     def get(self, name: str) -> Any:
         scorer = self._scorers.get(name)
-        return SimpleNamespace(version="7", models=("weak", "strong"), score=scorer) if scorer else None
+        return SimpleNamespace(version="7", models=("weak", "strong"), scale="quality", score=scorer) if scorer else None
 
 
 def request(*names: str, text: str = "hello") -> RoutingRequest:

@@ -33,7 +33,9 @@ class Stand:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **router: Any) -> None:
         self.hook = RouterHook()
         self.records = Records()
-        scorer = SimpleNamespace(version="1", models=("weak", "strong"), score=lambda *_: {"weak": 0.1, "strong": 0.9})
+        scorer = SimpleNamespace(
+            version="1", models=("weak", "strong"), scale="quality", score=lambda *_: {"weak": 0.1, "strong": 0.9}
+        )
         strategies = SimpleNamespace(get=lambda name: scorer if name == "s" else None)
         settings = PointsmanSettings.load({"routing": {"default": "s", "deadline_ms": 5000}})
         self.hook.bind(

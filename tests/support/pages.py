@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pointsman.errors import CATALOGUE, PointsmanError
-from pointsman.http.tickets import HEADERS
+from pointsman.http.tickets import HEADERS, REQUEST_HEADERS
 from pointsman.litellm_config.reference import configuration_page
 from support.conformance import database_page
 from support.marks import ROOT
@@ -36,7 +36,7 @@ def errors_page() -> str:
 
 
 def headers_page() -> str:
-    """docs/headers.md: what our middleware adds to an answer."""
+    """docs/headers.md: what our middleware adds to an answer, and what it reads of a request."""
     lines = ["# Headers", "", "Generated from `pointsman.http.tickets` by `make docs`; do not edit.", ""]
     lines += [
         "On every answer to a request that was routed, streamed and error answers too. One that was refused before routing (no",
@@ -46,6 +46,16 @@ def headers_page() -> str:
         "|-|-|",
     ]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in HEADERS.items()]
+    lines += [
+        "",
+        "A request may send these, if its key is an administrator's or has `pointsman_allow_override: true` in its metadata",
+        '(or a list of `"strategy"`, `"cost_weight"`); where the key says nothing, its team\'s metadata count. Else the answer is',
+        "403.",
+        "",
+        "| Header | Meaning |",
+        "|-|-|",
+    ]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in REQUEST_HEADERS.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -1,8 +1,9 @@
-"""Records as rows: what goes into which column of the tables of `0002_decisions.sql`."""
+"""Records as rows: what goes into which column of the tables of `0002_decisions.sql` and `0004_policy.sql`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, LiteralString, TypeAlias
 
@@ -40,6 +41,10 @@ _COLUMNS: dict[type[Record], tuple[str, tuple[tuple[str, LiteralString], ...]]] 
             ("microseconds", "bigint"),
             ("fallback", "text"),
             ("prompt", "text"),
+            ("propensity", "double precision"),
+            ("chosen_by", "text"),
+            ("scale", "text"),
+            ("detail", "jsonb"),
         ),
     ),
     Attempt: (
@@ -105,6 +110,17 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not know."""
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
+
+
 def _whole(value: int, limit: int) -> int:
     return max(-limit, min(int(value), limit))
 
@@ -132,6 +148,10 @@ def row(record: Record) -> dict[str, Any]:
             "microseconds": _whole(record.microseconds, _BIGINT),
             "fallback": record.fallback,
             "prompt": record.prompt,
+            "propensity": _number(record.propensity),
+            "chosen_by": record.chosen_by,
+            "scale": record.scale,
+            "detail": None if record.detail is None else _finite(dict(record.detail)),
         }
     if isinstance(record, Attempt):
         return {

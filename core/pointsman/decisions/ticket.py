@@ -7,8 +7,10 @@ starts. It belongs to one request; the tasks that LiteLLM starts for that reques
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pointsman.decisions.types import Decision
 
@@ -28,6 +30,10 @@ class Ticket:
         closed: the outcome is recorded.
         models: deployment id -> `litellm_params.model` of all candidates seen.
         started: monotonic time in seconds.
+        asked: our headers of the request, names in lower case.
+        endpoint: what is asked for (`custom_router.request.Endpoint`), once LiteLLM has told.
+        wish: what the request, its key and its team ask of routing (`custom_router.override.Wish`), once that was checked.
+        conversation: digest by which the next turn finds who served this one, where a policy wants it.
     """
 
     decision: Decision | None = None
@@ -38,6 +44,10 @@ class Ticket:
     closed: bool = False
     models: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    asked: Mapping[str, str] = field(default_factory=dict)
+    endpoint: Literal["text", "embedding", "other"] | None = None
+    wish: object | None = None
+    conversation: bytes | None = None
 
 
 CURRENT: ContextVar[Ticket | None] = ContextVar("pointsman_ticket", default=None)

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["Attempt", "Decision", "Dropped", "Outcome", "new_decision_id"]
 
@@ -46,11 +47,16 @@ class Decision:
         dropped: candidates not considered.
         order: deployment ids, best first.
         model: `litellm_params.model` of the first in `order`, or None.
-        policy: how scores became an order, e.g. `argmax`.
+        policy: how scores became an order, e.g. `argmax` (`custom_router.policy`).
         microseconds: time that the decision took.
-        fallback: why the strategy did not decide (`no_bundle`, `deadline`, `error`, `no_text`, ...), or None.
+        fallback: why the strategy did not decide (`no_bundle`, `deadline`, `error`, `no_text`, ...), or None;
+            `unknown_strategy`: it is not the one that key or team ask for, which does not exist.
         prompt: text, only with `privacy.capture_prompts`.
         created_at: Unix time in seconds.
+        propensity: probability with which the first of `order` was to be first; None when no strategy decided.
+        chosen_by: who chose the strategy: `header`, `key`, `team`, `group`, `default`, or `rule` for embeddings.
+        scale: what the scores mean, `quality` or `rank`; None without scores.
+        detail: JSON values: what the policy reckoned with, the steps of a cascade; or None.
     """
 
     decision_id: str
@@ -72,6 +78,10 @@ class Decision:
     user_id: str | None = None
     prompt: str | None = None
     created_at: float = field(default_factory=time.time)
+    propensity: float | None = None
+    chosen_by: str | None = None
+    scale: str | None = None
+    detail: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

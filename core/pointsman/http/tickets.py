@@ -1,7 +1,7 @@
 """The outermost middleware: issues the request's `Ticket` and tells the decision in the answer's headers.
 
-Headers: `x-pointsman-decision-id`, `-strategy`, `-version`, `-model`, `-fallback`. A request that was refused before routing
-(401, unknown model) has no decision and so none of them.
+Headers: `x-pointsman-decision-id`, `-strategy`, `-version`, `-model`, `-policy`, `-fallback`. A request that was
+refused before routing (401, unknown model) has no decision and so none of them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pointsman.decisions.ticket import CURRENT, Ticket
 
-__all__ = ["HEADERS", "Tickets"]
+__all__ = ["HEADERS", "REQUEST_HEADERS", "Tickets"]
 
 HEADERS: dict[str, str] = {
     "x-pointsman-decision-id": "Id of the routing decision; the key to decision records and feedback.",
     "x-pointsman-strategy": "Strategy that decided, or `litellm` when LiteLLM's own choice held.",
     "x-pointsman-version": "Version of the strategy's bundle.",
     "x-pointsman-model": "`litellm_params.model` of the deployment that answers (of the pick, where nobody answered).",
-    "x-pointsman-fallback": "Why a configured strategy did not decide: `no_bundle`, `no_text`, `no_candidate`, "
-    "`only_candidate`, `deadline`, `error`.",
+    "x-pointsman-policy": "How scores became a choice: `argmax`, `cost`, `target`; after a colon why what is configured could "
+    "not be applied (`argmax:rank`, `:no_prices`, `:no_calibration`, `:no_pair`); `+explore` where chance decided.",
+    "x-pointsman-fallback": "Why a configured strategy did not decide: `no_bundle`, `no_text`, `not_text` (an endpoint without "
+    "text to score), `no_candidate`, `only_candidate`, `deadline`, `error`, `rule_unavailable` (a rule for embeddings names a "
+    "deployment that is away), or a strategy's own word; `unknown_strategy`: the key or team asks for one that does not exist.",
 }
+REQUEST_HEADERS: dict[str, str] = {
+    "x-pointsman-strategy": "Strategy for this request, or `litellm` for LiteLLM's own choice.",
+    "x-pointsman-cost-weight": "Cost weight for this request, 0 to 1000, in place of the policy's weight or target.",
+}
+"""What a request may ask for, where its key may."""
 LITELLM = "litellm"
 
 
@@ -39,9 +47,16 @@ def _headers(ticket: Ticket, served_by: str | None) -> list[tuple[bytes, bytes]]
         "x-pointsman-strategy": decision.strategy or LITELLM,
         "x-pointsman-version": decision.version,
         "x-pointsman-model": model,
+        "x-pointsman-policy": decision.policy if decision.strategy is not None else None,
         "x-pointsman-fallback": decision.fallback,
     }
     return [(name.encode("ascii"), _value(value)) for name, value in values.items() if value is not None]
+
+
+def _asked(scope: Scope) -> dict[str, str]:
+    """Our headers of the request; of one that comes twice the last."""
+    found = ((name.decode("latin-1").lower(), value.decode("latin-1").strip()) for name, value in scope["headers"])
+    return {name: value for name, value in found if name in REQUEST_HEADERS}
 
 
 class Tickets:
@@ -54,7 +69,7 @@ class Tickets:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        ticket = Ticket()
+        ticket = Ticket(asked=_asked(scope))
         token = CURRENT.set(ticket)
 
         async def send_with_headers(message: Message) -> None:

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
+from pointsman.custom_router.conversation import Conversations, Turn, conversation_id
+from pointsman.custom_router.cost import AnswerLengths, Expected, expected_costs, switching_costs
 from pointsman.custom_router.filters import apply_filters
-from pointsman.custom_router.pick import POLICY, match, order
-from pointsman.custom_router.request import RoutingRequest
+from pointsman.custom_router.override import LITELLM, choose
+from pointsman.custom_router.pick import match
+from pointsman.custom_router.policy import Chance, Costs, Ranking, explore, rank_by_cost, rank_by_target
+from pointsman.custom_router.request import Candidate, RoutingRequest
+from pointsman.custom_router.rules import by_rule
+from pointsman.custom_router.text import DEFAULT_TEXT, compose, estimate_tokens
 from pointsman.decisions import Decision, Dropped, new_decision_id
 from pointsman.decisions.ticket import Ticket
-from pointsman.settings import RoutingSettings
-from pointsman.strategies.base import AsyncScorer, Query, UnavailableError
+from pointsman.policy_settings import PolicySettings
+from pointsman.settings import RoutingSettings, StrategySettings
+from pointsman.strategies.base import AsyncScorer, Query, Scale, UnavailableError
 from pointsman.strategies.bundle import Bundle
+from pointsman.strategies.manifest import Calibration
 from pointsman.strategies.registry import StrategyRegistry
 
 __all__ = ["Decider"]
@@ -23,6 +34,22 @@ __all__ = ["Decider"]
 logger = logging.getLogger("pointsman.decide")
 
 THREADS = 2
+RULE = "rule"
+"""The strategy's name in a decision by a rule for embeddings."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opinion:
+    """What a strategy said: deployment id -> score and the strategy's name for its model; and why it said nothing."""
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    version: str | None = None
+    scale: Scale = "rank"
+    table: Calibration | None = None
+    dropped: tuple[Dropped, ...] = ()
+    fallback: str | None = None
+    text: str = ""
 
 
 class Decider:
@@ -36,6 +63,8 @@ class Decider:
         strategies: bundles in service.
         aliases: strategy -> (bundle's candidate name -> deployment's model), from LLMRouter's metadata.
         capture_prompts: keep the text in the decision.
+        configured: each strategy's own settings; of them its policy and the text that it reads.
+        chance: where exploration takes its numbers from.
     """
 
     def __init__(
@@ -45,69 +74,155 @@ class Decider:
         aliases: Mapping[str, Mapping[str, str]],
         *,
         capture_prompts: bool,
+        configured: Mapping[str, StrategySettings] = MappingProxyType({}),
+        chance: Chance | None = None,
     ) -> None:
         self._settings = settings
         self._strategies = strategies
         self._aliases = {name: {**known, **settings.candidates} for name, known in aliases.items()}
         self._capture_prompts = capture_prompts
+        self._configured = configured
+        self._chance = chance or random.Random()  # noqa: S311 - exploration, no secret; seeded by the system in each worker
+        self._lengths = AnswerLengths()
+        self._conversations = Conversations()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pointsman-score")
 
     def close(self) -> None:
         """Give the threads back; a score under way is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def strategy_of(self, group: str) -> str | None:
-        """Name of the strategy for a model group, or None for LiteLLM's own choice."""
-        return self._settings.groups.get(group, self._settings.default)
+    def knows(self, name: str) -> bool:
+        """Whether a strategy of that name is configured or in service."""
+        return name in self._configured or self._strategies.get(name) is not None
+
+    def answered(self, ticket: Ticket | None, deployment_id: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """Remember how long answers of a deployment are, and who served the conversation."""
+        self._lengths.saw(deployment_id, completion_tokens, self._settings.policy.completion_tokens)
+        if ticket is not None:
+            self._conversations.served(ticket.conversation, Turn(deployment_id, prompt_tokens + completion_tokens))
 
     async def decide(self, request: RoutingRequest, ticket: Ticket) -> Decision:
         """The decision for one attempt. An empty `order` means: LiteLLM's own choice among what the filters left."""
         started = time.perf_counter_ns()
         remaining, dropped = apply_filters(request, ticket)
-        name = self.strategy_of(request.group)
-        scores: dict[str, float] = {}
-        version: str | None = None
-        fallback: str | None = None
-        if name is not None and len(request.candidates) > 1:
-            bundle = self._strategies.get(name)
-            if bundle is None:
-                fallback = "no_bundle"
-            elif not request.text:
-                fallback = "no_text"
-            else:
-                version = bundle.version
-                aliases = self._aliases.get(name, self._settings.candidates)
-                matched, unmatched = match(remaining, bundle.models, aliases)
-                dropped += tuple(Dropped(deployment_id, "no_score") for deployment_id in unmatched)
-                if not matched:
-                    fallback = "no_candidate"
-                else:
-                    by_name, fallback = await self._score(bundle, Query(request.text, request.user_id, request.group), name)
-                    scores = {deployment_id: by_name[known] for deployment_id, known in matched.items() if known in by_name}
-        elif name is not None and ticket.failed:
-            fallback = "only_candidate"  # the others have failed and LiteLLM lets them rest
+        choice = choose(request.wish, request.group, self._settings, self.knows)
+        name, opinion = choice.name, _Opinion()
+        ruled = self._ruled(request, remaining)
         # One left is an order, too; several without scores are LiteLLM's to choose from.
-        ranked = order(remaining, scores) if scores or len(remaining) == 1 else ()
-        chosen = next((candidate.model for candidate in remaining if ranked and candidate.deployment_id == ranked[0]), None)
+        ranking = Ranking((remaining[0].deployment_id,) if len(remaining) == 1 else (), LITELLM)
+        if ruled is not None:
+            name, opinion, ranking = ruled
+        elif name is not None and len(request.candidates) > 1:
+            opinion = await self._consult(name, request, remaining)
+            if opinion.scores:
+                first = not any(request.retries) and not ticket.failed
+                ranking = self._rank(name, request, remaining, opinion, ticket, explores=first)
+        elif name is not None and ticket.failed:
+            opinion = _Opinion(fallback="only_candidate")  # the others have failed and LiteLLM lets them rest
+        decided = bool(opinion.scores) or (ruled is not None and bool(ranking.order))
+        best = ranking.order[0] if ranking.order else None
         return Decision(
             decision_id=new_decision_id(),
             request_id=request.request_id,
             group=request.group,
-            strategy=name if scores else None,
-            version=version if scores else None,
-            scores=scores,
-            dropped=dropped,
-            order=ranked,
-            model=chosen,
-            policy=POLICY if scores else "litellm",
+            strategy=name if decided else None,
+            version=opinion.version if decided else None,
+            scores=opinion.scores,
+            dropped=(*dropped, *opinion.dropped),
+            order=ranking.order,
+            model=next((one.model for one in remaining if one.deployment_id == best), None),
+            policy=ranking.policy,
             microseconds=(time.perf_counter_ns() - started) // 1000,
-            fallback=fallback,
+            fallback=opinion.fallback or ("unknown_strategy" if choice.ignored else None),
             trace_id=request.trace_id,
             key_hash=request.key_hash,
             team_id=request.team_id,
             user_id=request.user_id,
-            prompt=request.text if self._capture_prompts else None,
+            prompt=(opinion.text or request.text) if self._capture_prompts else None,
+            propensity=ranking.propensity if decided else None,
+            chosen_by=RULE if ruled is not None else choice.by,
+            scale=opinion.scale if opinion.scores else None,
+            detail={**ranking.detail, **({"ignored_strategies": list(choice.ignored)} if choice.ignored else {})} or None,
         )
+
+    def _ruled(self, request: RoutingRequest, remaining: Sequence[Candidate]) -> tuple[str, _Opinion, Ranking] | None:
+        """What the rules for embeddings say, or None."""
+        rules = self._settings.embeddings.get(request.group)
+        if request.endpoint != "embedding" or not rules:
+            return None
+        found = by_rule(rules, request.given, remaining)
+        if found is None:
+            return None
+        deployment, ids = found
+        if not ids:
+            return RULE, _Opinion(fallback="rule_unavailable"), Ranking((), LITELLM)
+        return RULE, _Opinion(), Ranking(ids, RULE, detail={"rule": deployment})
+
+    async def _consult(self, name: str, request: RoutingRequest, remaining: Sequence[Candidate]) -> _Opinion:
+        if request.endpoint != "text":
+            return _Opinion(fallback="not_text")
+        served = self._strategies.get(name)
+        if served is None:
+            return _Opinion(fallback="no_bundle")
+        own = self._configured.get(name)
+        text = request.text
+        if own is not None and own.text != DEFAULT_TEXT:
+            text = compose(request.messages, own.text, request.system)
+        if not text:
+            return _Opinion(fallback="no_text")
+        aliases = self._aliases.get(name, self._settings.candidates)
+        # Who has no names of its own is asked first and matched then.
+        if served.models and not match(remaining, served.models, aliases)[0]:
+            unmatched = tuple(Dropped(one.deployment_id, "no_score") for one in remaining)
+            return _Opinion(dropped=unmatched, fallback="no_candidate")
+        by_name, fallback = await self._score(served, Query(text, request.asker, request.group), name)
+        matched, unmatched_ids = match(remaining, served.models or tuple(by_name), aliases)
+        scores = {deployment_id: by_name[known] for deployment_id, known in matched.items() if known in by_name}
+        evaluation = served.manifest.evaluation if isinstance(served, Bundle) else None
+        return _Opinion(
+            scores=scores,
+            names=matched,
+            version=served.version,
+            scale=served.scale,
+            table=evaluation.calibration if evaluation is not None else None,
+            dropped=tuple(Dropped(deployment_id, "no_score") for deployment_id in unmatched_ids),
+            fallback=fallback if scores or fallback else "no_candidate",
+            text=text,
+        )
+
+    def _rank(
+        self,
+        name: str,
+        request: RoutingRequest,
+        remaining: Sequence[Candidate],
+        opinion: _Opinion,
+        ticket: Ticket,
+        *,
+        explores: bool,
+    ) -> Ranking:
+        own = self._configured.get(name)
+        policy = own.policy if own is not None and own.policy is not None else self._settings.policy
+        asked = request.wish.cost_weight
+        weight = policy.cost_weight if asked is None else asked
+        if policy.target is not None and asked is None:
+            ranking = rank_by_target(remaining, opinion.scores, opinion.names, policy.target, opinion.table, opinion.text)
+        else:
+            costs = self._costs(request, policy, ticket) if weight > 0 and opinion.scale == "quality" else Costs({})
+            ranking = rank_by_cost(remaining, opinion.scores, opinion.scale, weight, costs, policy.reference_cost)
+        return explore(ranking, opinion.scores, policy.explore, self._chance) if explores else ranking
+
+    def _costs(self, request: RoutingRequest, policy: PolicySettings, ticket: Ticket) -> Costs:
+        """Of all candidates, those that failed too: the dearest is the measure, and must not change with a retry."""
+        prompt = estimate_tokens(request.messages) + estimate_tokens(request.system)
+        answers = self._lengths.expect(request.candidates, policy.completion_tokens, request.max_tokens)
+        expected = expected_costs(request.candidates, Expected(prompt, answers))
+        if not policy.switching:
+            return Costs(expected)
+        ticket.conversation = conversation_id(request.group, request.key_hash, request.session, request.messages)
+        last = self._conversations.last(ticket.conversation)
+        if last is None:
+            return Costs(expected)
+        return Costs(expected, switching_costs(request.candidates, last.deployment_id, min(last.tokens, prompt)))
 
     async def _score(self, served: Bundle | AsyncScorer, query: Query, name: str) -> tuple[Mapping[str, float], str | None]:
         try:

@@ -1,28 +1,32 @@
 """The meeting point with LiteLLM's router: `CustomLogger.async_filter_deployments` and the hooks that tell how it went.
 
 LiteLLM names the instance `router_hook` in `litellm_settings.callbacks` and calls it on every attempt, after its own cooldown,
-health and team filters. It is the only module of this room that knows LiteLLM.
+health and team filters. With `deployments`, the only module of this room that knows LiteLLM.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import litellm
+from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.litellm_core_utils.prompt_templates.factory import resolve_structured_messages
-from litellm.router_strategy.tag_based_routing import get_deployments_for_tag
-from litellm.utils import get_excluded_filtered_deployments, get_order_filtered_deployments
+from litellm.proxy._types import LitellmUserRoles
 from opentelemetry import trace
 
 from pointsman.custom_router.decide import Decider
-from pointsman.custom_router.request import RoutingRequest, candidate_of, text_of
+from pointsman.custom_router.deployments import eligible, map_prices
+from pointsman.custom_router.override import Wish, read_wish
+from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
+from pointsman.custom_router.text import text_of
 from pointsman.decisions import Attempt, Decision, Outcome
 from pointsman.decisions.ticket import Ticket, current_ticket
+from pointsman.errors import PointsmanError
 
 if TYPE_CHECKING:
     from pointsman.decisions.store import DecisionStore
@@ -35,6 +39,21 @@ logger = logging.getLogger("pointsman.hook")
 DECISION_KEY = "pointsman_decision_id"
 """Where the decision's id travels in LiteLLM's request metadata, so that log events (other tasks) find it."""
 
+
+TEXT_CALLS = frozenset(
+    prefix + name
+    for prefix in ("", "a")
+    for name in (
+        "completion",
+        "text_completion",
+        "anthropic_messages",
+        "responses",
+        "generate_content",
+        "generate_content_stream",
+    )
+)
+"""LiteLLM's call types that are answered in words; a strategy scores their text."""
+EMBEDDING_CALLS = frozenset({"embedding", "aembedding", "embeddings"})
 
 TELLS_USAGE = frozenset({"openai", "text-completion-openai", "hosted_vllm", "azure", "azure_text"})
 """Providers whose text completions take `stream_options.include_usage`; another one might refuse the parameter."""
@@ -52,6 +71,28 @@ def _metadata(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _endpoint(call_type: str) -> Endpoint | None:
+    """What a call type asks for; None for calls that happen inside of another request (MCP tools)."""
+    if "mcp" in call_type:
+        return None
+    return "text" if call_type in TEXT_CALLS else "embedding" if call_type in EMBEDDING_CALLS else "other"
+
+
+def _limit(kwargs: Mapping[str, Any]) -> int | None:
+    """The answer's limit in tokens, under each endpoint's name for it."""
+    for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
+        value = kwargs.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def _session(kwargs: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | None:
+    """The client's id of the conversation, as LiteLLM knows it (its headers, `litellm_session_id`, metadata)."""
+    found = kwargs.get("litellm_session_id") or metadata.get("session_id")
+    return found if isinstance(found, str) and found else None
 
 
 def _status(exception: Exception) -> int | None:
@@ -83,6 +124,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             runtime.strategies,
             runtime.aliases,
             capture_prompts=runtime.settings.privacy.capture_prompts,
+            configured=runtime.settings.strategies,
         )
         self._store = runtime.decisions
 
@@ -94,6 +136,31 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         """
         if litellm.callbacks and litellm.callbacks[-1] is not self:
             litellm.callbacks = [*(callback for callback in litellm.callbacks if callback is not self), self]
+
+    async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str) -> None:
+        """Once a request, after LiteLLM's own checks: what is asked for, and whether this key may ask for it.
+
+        Raises:
+            HTTPException: 403 or 400, for a header of ours that the key may not use or that means nothing.
+        """
+        ticket = current_ticket()
+        if self._decider is None or ticket is None:
+            return
+        endpoint = _endpoint(str(call_type))
+        if endpoint is None:
+            return
+        ticket.endpoint = endpoint
+        role = getattr(user_api_key_dict, "user_role", None)
+        try:
+            ticket.wish = read_wish(
+                ticket.asked,
+                getattr(user_api_key_dict, "metadata", None),
+                getattr(user_api_key_dict, "team_metadata", None),
+                admin=getattr(role, "value", role) == LitellmUserRoles.PROXY_ADMIN.value,
+                known=self._decider.knows,
+            )
+        except PointsmanError as error:
+            raise HTTPException(error.status, error.as_json()["error"]) from error
 
     async def async_filter_deployments(
         self,
@@ -124,25 +191,37 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         kwargs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         metadata = _metadata(kwargs)
-        eligible = await _eligible(group, deployments, messages, kwargs)
+        left = await eligible(group, deployments, messages, kwargs)
         retries = (_number(metadata.get("attempted_retries")), _number(kwargs.get("fallback_depth")))
         if ticket.picked is not None and retries > ticket.retries:
             ticket.failed.add(ticket.picked)  # for the failures that LiteLLM reports to no hook
-        candidates = tuple(candidate_of(deployment) for deployment in eligible)
+        candidates = tuple(candidate_of(deployment, map_prices) for deployment in left)
         ticket.models.update((candidate.deployment_id, candidate.model) for candidate in candidates)
+        endpoint: Endpoint = ticket.endpoint or "text"
+        # For other endpoints LiteLLM makes up a message.
+        turns = (resolve_structured_messages(messages, kwargs) or ()) if endpoint == "text" else ()
+        key_user, asker = metadata.get("user_api_key_user_id"), kwargs.get("user")
         request = RoutingRequest(
             group=group,
-            text=text_of(resolve_structured_messages(messages, kwargs)),
+            text=text_of(turns),
             candidates=candidates,
             request_id=kwargs.get("litellm_call_id"),
             trace_id=_trace_id(),
             key_hash=metadata.get("user_api_key_hash") or metadata.get("user_api_key"),
             team_id=metadata.get("user_api_key_team_id"),
-            user_id=metadata.get("user_api_key_user_id"),
+            user_id=key_user,
             retries=retries,
             excluded=frozenset(
                 _ids(kwargs.get("_excluded_deployment_ids")) + _ids(kwargs.get("_retry_skipped_deployment_ids"))
             ),
+            endpoint=endpoint,
+            wish=ticket.wish if isinstance(ticket.wish, Wish) else self._without_headers(metadata),
+            messages=turns,
+            system=kwargs.get("system") or kwargs.get("instructions"),
+            given=kwargs.get("input") if endpoint == "embedding" else None,
+            asker=asker if isinstance(asker, str) and asker else key_user,
+            session=_session(kwargs, metadata),
+            max_tokens=_limit(kwargs),
         )
         decision = await decider.decide(request, ticket)
         ticket.decision, ticket.retries = decision, retries
@@ -151,8 +230,14 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self._record(decision)
         dropped = {item.deployment_id for item in decision.dropped if item.reason in ("tried", "excluded")}
         keep = {ticket.picked} if ticket.picked else {c.deployment_id for c in candidates} - dropped
-        chosen = [item for item, candidate in zip(eligible, candidates, strict=True) if candidate.deployment_id in keep]
+        chosen = [item for item, candidate in zip(left, candidates, strict=True) if candidate.deployment_id in keep]
         return chosen or deployments
+
+    def _without_headers(self, metadata: Mapping[str, Any]) -> Wish:
+        """What key and team ask for, where LiteLLM did not call `async_pre_call_hook`; access fails closed (law 3)."""
+        assert self._decider is not None  # noqa: S101 - narrows the type; the caller has looked
+        key, team = metadata.get("user_api_key_metadata"), metadata.get("user_api_key_team_metadata")
+        return read_wish({}, key, team, admin=False, known=self._decider.knows)
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
         """Ask for the usage of a streamed text completion; LiteLLM does so for chats alone, and without it counts no cost.
@@ -226,8 +311,11 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         latency_ms = (end_time - start_time).total_seconds() * 1000
         deployment_id = payload.get("model_id") or (params.get("model_info") or {}).get("id")
         ticket = current_ticket()
+        tokens = _number(payload.get("prompt_tokens")), _number(payload.get("completion_tokens"))
         # A cache hit has a decision and an outcome, but nobody was tried.
         if deployment_id and not (kwargs.get("cache_hit") or payload.get("cache_hit")):
+            if self._decider is not None:
+                self._decider.answered(ticket, deployment_id, *tokens)
             number = ticket.attempt + 1 if ticket is not None else 1
             model = ticket.models.get(deployment_id) if ticket is not None else payload.get("litellm_model_name")
             self._record(Attempt(decision_id, number, deployment_id, model, "ok", latency_ms=latency_ms))
@@ -238,57 +326,12 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
                 decision_id=decision_id,
                 status="success",
                 deployment_id=deployment_id,
-                prompt_tokens=_number(payload.get("prompt_tokens")),
-                completion_tokens=_number(payload.get("completion_tokens")),
+                prompt_tokens=tokens[0],
+                completion_tokens=tokens[1],
                 cost=float(payload.get("response_cost") or 0.0),
                 latency_ms=latency_ms,
             )
         )
-
-
-async def _eligible(
-    group: str, deployments: list[dict[str, Any]], messages: list[dict[str, Any]] | None, kwargs: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """What LiteLLM's later filters (context window, tags, order, its exclusions) would leave, by LiteLLM's own functions.
-
-    They run after this hook and may empty a list of one, which would fail the request; so they are asked beforehand.
-    """
-    from litellm.proxy import proxy_server
-
-    router = proxy_server.llm_router
-    eligible: Sequence[dict[str, Any]] = deployments
-    if router is not None:
-        if router.enable_pre_call_checks and messages:
-            eligible = _fitting(deployments, messages) or deployments
-        variable = "litellm_metadata" if "litellm_metadata" in kwargs else "metadata"
-        eligible = await get_deployments_for_tag(router, group, list(eligible), kwargs, variable)
-    eligible = get_order_filtered_deployments(list(eligible), target_order=kwargs.get("_target_order"))
-    eligible = get_excluded_filtered_deployments(list(eligible), kwargs.get("_excluded_deployment_ids")) or eligible
-    return list(eligible) or deployments
-
-
-def _fitting(deployments: list[dict[str, Any]], messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those whose context window takes the messages. Tokens are counted only when they might not all fit."""
-    windows = [_window(deployment) for deployment in deployments]
-    known = [window for window in windows if window is not None]
-    # No token is shorter than a byte, and a message adds a handful of its own.
-    if not known or len(str(messages).encode()) + 8 * len(messages) <= min(known):
-        return deployments
-    tokens = litellm.token_counter(messages=messages)
-    return [item for item, window in zip(deployments, windows, strict=True) if window is None or tokens <= window]
-
-
-def _window(deployment: Mapping[str, Any]) -> int | None:
-    """Largest input in tokens, as the configuration or LiteLLM's model map tells."""
-    info = deployment.get("model_info") or {}
-    window = info.get("max_input_tokens")
-    if window is None:
-        model = info.get("base_model") or (deployment.get("litellm_params") or {}).get("model")
-        try:
-            window = litellm.get_model_info(model).get("max_input_tokens")
-        except Exception:  # noqa: BLE001 - LiteLLM raises a plain Exception for a model that is not in its map
-            return None
-    return window if isinstance(window, int) else None
 
 
 router_hook = RouterHook()

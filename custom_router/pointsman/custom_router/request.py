@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
-__all__ = ["Candidate", "RoutingRequest", "candidate_of", "text_of"]
+from pointsman.custom_router.override import Wish
+from pointsman.custom_router.text import text_of
 
-MAX_TEXT = 32_768
-"""Characters of the conversation that a strategy looks at; the end counts, it is what the user asked."""
+__all__ = ["Candidate", "Endpoint", "Prices", "RoutingRequest", "candidate_of", "text_of"]
+
+Endpoint: TypeAlias = Literal["text", "embedding", "other"]
+"""What is asked for: an answer in words, vectors, or something that no strategy scores (pictures, audio, ranks, ...)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """US dollars for a token: read, written, and read from the provider's prompt cache (None: not known)."""
+
+    input: float
+    output: float
+    cached: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +32,15 @@ class Candidate:
         deployment_id: LiteLLM's `model_info.id`.
         model: `litellm_params.model`, e.g. `openai/gpt-4.1`.
         names: every name under which a bundle may know it: id, model, model without its provider, base model.
-        cost: US dollars for a million input tokens, where the configuration tells; ties go to the cheaper.
+        cost: US dollars for a million input tokens, where they are known; ties go to the cheaper.
+        prices: by the configuration, and by LiteLLM's model map where that is silent; None: not known.
     """
 
     deployment_id: str
     model: str
     names: tuple[str, ...]
     cost: float | None
+    prices: Prices | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +49,21 @@ class RoutingRequest:
 
     Attributes:
         group: model group that the client asked for.
-        text: what the user asks, possibly empty (embeddings, images).
+        text: of the last user message, possibly empty; what a strategy reads that does not say otherwise.
         candidates: healthy deployments of the group.
         request_id: LiteLLM's call id.
         trace_id: W3C trace id or None.
         key_hash, team_id, user_id: who asks.
         retries: LiteLLM's counters (retries, fallback depth); they rise with every further attempt.
         excluded: deployment ids that LiteLLM itself excludes from this attempt.
+        endpoint: see `Endpoint`.
+        wish: what the request, its key and its team ask of routing.
+        messages: OpenAI's or Anthropic's shape, as the client sent them; not checked.
+        system: system prompt that stands outside of them.
+        given: what is to be embedded.
+        asker: whom personal strategies know: the request's `user`, else the key's.
+        session: the client's id of the conversation.
+        max_tokens: the answer's limit, as the client set it.
     """
 
     group: str
@@ -54,47 +76,45 @@ class RoutingRequest:
     user_id: str | None
     retries: tuple[int, int]
     excluded: frozenset[str]
+    endpoint: Endpoint = "text"
+    wish: Wish = field(default_factory=Wish)
+    messages: Sequence[Mapping[str, Any]] = ()
+    system: object = None
+    given: object = None
+    asker: str | None = None
+    session: str | None = None
+    max_tokens: int | None = None
 
 
-def candidate_of(deployment: Mapping[str, Any]) -> Candidate:
-    """A candidate from LiteLLM's deployment dict."""
+def candidate_of(deployment: Mapping[str, Any], map_prices: Callable[[str], Prices | None] = lambda _: None) -> Candidate:
+    """A candidate from LiteLLM's deployment dict; `map_prices` tells what the configuration does not."""
     info = deployment.get("model_info") or {}
     params = deployment.get("litellm_params") or {}
     model = str(params.get("model") or "")
     deployment_id = str(info.get("id") or model)
     bare = model.split("/", 1)[-1]
     names = [deployment_id, model, bare, bare.rsplit("/", 1)[-1]]
-    if base := info.get("base_model"):
+    base = info.get("base_model")
+    if base:
         names.append(str(base))
-    price = info.get("input_cost_per_token")
-    if price is None:
-        price = params.get("input_cost_per_token")
-    cost = float(price) * 1e6 if isinstance(price, int | float) else None
-    return Candidate(deployment_id, model, tuple(dict.fromkeys(names)), cost)
+    given = [_price(info, params, f"{kind}_cost_per_token") for kind in ("input", "output")]
+    cached = _price(info, params, "cache_read_input_token_cost")
+    known = map_prices(str(base or model)) if None in given or cached is None else None
+    prices = None
+    if given[0] is not None or known is not None:
+        prices = Prices(
+            given[0] if given[0] is not None else known.input if known else 0.0,
+            given[1] if given[1] is not None else known.output if known else 0.0,
+            # The map's discount is that of the map's price; with a price of one's own it says nothing.
+            cached if cached is not None else known.cached if known and given[0] is None else None,
+        )
+    cost = prices.input * 1e6 if prices is not None else None
+    return Candidate(deployment_id, model, tuple(dict.fromkeys(names)), cost, prices)
 
 
-def text_of(messages: Sequence[Mapping[str, Any]] | None) -> str:
-    """The text of the last user message, at most `MAX_TEXT` characters from its end.
-
-    Content is a string or a list of parts (OpenAI's and Anthropic's shapes); parts that are no text are passed over.
-    """
-    for message in reversed(messages or ()):
-        if isinstance(message, Mapping) and message.get("role") == "user":
-            text = _content(message.get("content"))
-            if text:
-                return text[-MAX_TEXT:]
-    return ""
-
-
-def _content(content: Any) -> str:
-    if isinstance(content, str):
-        return content.strip()
-    if not isinstance(content, Sequence):
-        return ""
-    parts = []
-    for part in content:
-        if isinstance(part, str):
-            parts.append(part)
-        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-            parts.append(part["text"])
-    return "\n".join(parts).strip()
+def _price(info: Mapping[str, Any], params: Mapping[str, Any], key: str) -> float | None:
+    for place in (info, params):
+        value = place.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+            return float(value)
+    return None
