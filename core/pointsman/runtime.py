@@ -10,6 +10,8 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pointsman.decisions.store import DecisionStore
@@ -17,8 +19,11 @@ from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
 from pointsman.process.channel import Channel, ChannelClosedError
 from pointsman.process.models import MODELS, ModelSync
 from pointsman.settings import PointsmanSettings
+from pointsman.strategies.plugins import BrokenPlugin, load_plugin
 from pointsman.strategies.registry import StrategyRegistry
 from pointsman.strategies.reloader import Snapshot
+from pointsman.strategies.remote.scorer import Line
+from pointsman.strategies.serving import entry_for, how
 
 __all__ = ["Runtime"]
 
@@ -59,6 +64,34 @@ class Runtime:
         self._ids = itertools.count(1)
         self._loads: set[asyncio.Task[None]] = set()
         self._order: dict[str, asyncio.Lock] = {}
+        self._line: Line | None = None
+
+    async def install(self, remote: str | None) -> None:
+        """Put the strategies in service that have no bundle.
+
+        Args:
+            remote: socket of the owner of those that run in processes of their own; None: there are none.
+        """
+        for name, strategy in self.settings.strategies.items():
+            served, entry = how(name, strategy), entry_for(name, strategy)
+            if served == "plugin":
+                report = partial(self._report, name)
+                scorer = await load_plugin(name, strategy.entry_point or "", strategy.options, report)
+                self.strategies.install(name, scorer)
+                if not isinstance(scorer, BrokenPlugin):
+                    self._report(name, None)
+            elif served in ("llmrouter", "code") and remote is not None:
+                self._line = self._line or Line(Path(remote))
+                self.strategies.install(name, self._line.scorer(name, entry.kind if entry is not None else served))
+        if self._line is not None:
+            try:
+                await self._line.connect()  # so that it knows their models and versions before the first request
+            except OSError as error:
+                logger.warning("the owner of the processes cannot be reached yet: %s", error)
+
+    def _report(self, strategy: str, error: str | None) -> None:
+        """Tell the supervisor what is wrong with a plugin here, or that it is well."""
+        self._channel.send({"type": "ack", "strategy": strategy, "generation": 1} | ({"error": error} if error else {}))
 
     async def apply(self, message: Mapping[str, Any]) -> None:
         """Load one snapshot and tell the supervisor; a failure is told too and the version in service stays."""
@@ -148,6 +181,8 @@ class Runtime:
         for task in list(self._loads):
             task.cancel()
         await asyncio.gather(*self._loads, return_exceptions=True)
+        if self._line is not None:
+            await self._line.close()
         await self.decisions.close(timeout=5.0)
         await self._channel.close()
 

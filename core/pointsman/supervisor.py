@@ -34,6 +34,7 @@ from pointsman.process.environment import candidate_aliases, most_connections, p
 from pointsman.process.listen import bind
 from pointsman.process.pool import WorkerPool
 from pointsman.process.progress import Progress
+from pointsman.process.remote import RemoteService
 from pointsman.process.secrets import Secrets, load_or_create
 from pointsman.process.strategies import StrategyService, groups_in_use
 
@@ -94,6 +95,7 @@ class Supervisor:
         self._config: GatewayConfig | None = None
         self._pool: WorkerPool | None = None
         self._strategies: StrategyService | None = None
+        self._remote: RemoteService | None = None
         self._aliases: dict[str, dict[str, str]] = {}
         self._found: tuple[litellm_config.Detected, ...] = ()
         self._config_sync: ConfigSync | None = None
@@ -181,12 +183,14 @@ class Supervisor:
         cache_dir = options.data_dir / ("bundles" if options.embedded else f"serve-{options.port}/bundles")
         if config.settings.strategies:
             _must_be_writable(cache_dir)
+        self._remote = remote = RemoteService(config.settings, run_dir, self._env)
         self._strategies = strategies = StrategyService(
-            config.settings, cache_dir, url, self._groups, pool.broadcast, lambda: pool.workers
+            config.settings, cache_dir, url, self._groups, pool.broadcast, lambda: pool.workers, remote
         )
         self._config_sync = ConfigSync(config, self._env, self._found, run_dir, pool)
         stack.push_async_callback(self._cancel_tasks)
         stack.push_async_callback(strategies.stop)
+        stack.push_async_callback(remote.stop)
         stack.push_async_callback(self._drain, pool, sock)
 
         await pool.start()  # imports LiteLLM in the background, the longest step; the rest happens meanwhile
@@ -202,6 +206,7 @@ class Supervisor:
                 self._spawn(self._maintain(direct))
         if config.settings.strategies:
             with progress.step("strategies"):
+                await remote.start()
                 await strategies.start()
         with progress.step(f"LiteLLM, {options.workers} worker(s)"):
             pool.release()
@@ -300,6 +305,7 @@ class Supervisor:
         """The first message to a worker: what it needs before it serves."""
         assert self._strategies is not None  # noqa: S101 - narrows the type; both are set before the pool starts
         assert self._config_sync is not None  # noqa: S101
+        assert self._remote is not None  # noqa: S101
         return {
             "settings": self.config.settings.model_dump_json(),
             "database_url": self._database_url,
@@ -307,6 +313,7 @@ class Supervisor:
             "aliases": self._aliases,
             "models": self._config_sync.models,
             "snapshots": self._strategies.snapshots(),
+            "remote": self._remote.socket,
         }
 
     async def _call(self, method: str, params: Mapping[str, Any]) -> Any:

@@ -14,9 +14,11 @@ from typing import Any
 from pointsman.cascade_settings import CASCADE_KINDS
 from pointsman.errors import RequestError
 from pointsman.process.pool import Worker
+from pointsman.process.remote import RemoteService
 from pointsman.settings import PointsmanSettings, StrategySettings
 from pointsman.strategies.reloader import Reloader, Snapshot
 from pointsman.strategies.rollout import open_rollout
+from pointsman.strategies.serving import how
 
 __all__ = ["StrategyService", "groups_in_use"]
 
@@ -31,6 +33,7 @@ class StrategyService:
         groups: tells which model groups use which strategy now.
         broadcast: sends a message to every worker.
         workers: the worker slots, for the status.
+        remote: the strategies that have no bundle.
     """
 
     def __init__(
@@ -41,7 +44,10 @@ class StrategyService:
         groups: Callable[[], Mapping[str, str]],
         broadcast: Callable[[Mapping[str, Any]], None],
         workers: Callable[[], Sequence[Worker]],
+        remote: RemoteService,
     ) -> None:
+        self._names = tuple(settings.strategies)
+        self._remote = remote
         self._groups = groups
         self._broadcast = broadcast
         self._workers = workers
@@ -50,7 +56,7 @@ class StrategyService:
         self._reloaders = {
             name: Reloader(name, _served(strategy), cache_dir / name, self._rollout, self._publish)
             for name, strategy in settings.strategies.items()
-            if strategy.source is not None
+            if strategy.source is not None and how(name, strategy) in ("bundle", "cascade")
         }
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -75,11 +81,11 @@ class StrategyService:
         return [asdict(snapshot) for snapshot in self._snapshots.values()]
 
     def status(self) -> list[dict[str, Any]]:
-        """One row a strategy: its reloader's state, what each worker serves, and which groups use it."""
-        return [self._row(name) for name in self._reloaders]
+        """One row a strategy: its reloader's or process's state, what each worker serves, and which groups use it."""
+        return [self._row(name) for name in self._names]
 
     def _row(self, name: str) -> dict[str, Any]:
-        status = self._reloaders[name].status()
+        status = self._reloaders[name].status() if name in self._reloaders else self._remote.row(name)
         row: dict[str, Any] = asdict(status) if is_dataclass(status) else dict(status)
         snapshot = self._snapshots.get(name)
         row["desired_generation"] = snapshot.generation if snapshot is not None else None
@@ -97,8 +103,9 @@ class StrategyService:
         return row
 
     async def reload(self, name: str) -> dict[str, Any]:
-        """Check the source now; the row after it."""
-        await self._reloader(name).reload()
+        """Check the source now, or start a new process for it; the row after it."""
+        if not self._remote.restart(name):
+            await self._reloader(name).reload()
         return self._row(name)
 
     async def rollback(self, name: str, actor: str, reason: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ async def _serve(worker: int, control: str, listen_fd: int) -> int:
     runtime = Runtime(worker, channel, settings, welcome["database_url"], welcome["aliases"])
     runtime.models = ModelSync(welcome["models"])
     await runtime.decisions.start()
-    await asyncio.gather(*(runtime.apply(snapshot) for snapshot in welcome["snapshots"]))
+    await asyncio.gather(runtime.install(welcome["remote"]), *(runtime.apply(snapshot) for snapshot in welcome["snapshots"]))
     router_hook.bind(runtime)
 
     in_flight = build_app(runtime)

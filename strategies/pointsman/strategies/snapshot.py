@@ -47,6 +47,7 @@ class StrategyStatus:
         pinned: digest that an operator pinned, or None.
         degraded: no bundle is in service; LiteLLM's own choice holds.
         counters: polls, swaps, rejected (distinct objects), failures (source or database away), rollbacks; since the start.
+        process: of a strategy that runs in one of its own: see `pointsman.strategies.remote.owner.Owner.status`.
     """
 
     name: str
@@ -67,6 +68,7 @@ class StrategyStatus:
     pinned: str | None = None
     degraded: bool = True
     counters: dict[str, int] = field(default_factory=dict)
+    process: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For endpoints."""

@@ -1,7 +1,8 @@
 """The owner of one process of its own: starts it when wanted, hands it one query at a time, ends it when it misbehaves.
 
 It lives in the supervisor, once an instance. Whoever asks while the process is not ready is told so at once
-(`UnavailableError`) and wakes it; nobody waits for a start. What ended it last is the reason that requests are told until it is ready again:
+(`UnavailableError`) and wakes it; nobody waits for a start. What ended it last is the reason that requests are told until it
+is ready again:
 
 - `worker_starting`: it was not wanted before, and is loading
 - `worker_died`, `worker_deadline`, `worker_memory`, `worker_nonsense`: it ended, hung, grew past its limit, answered rubbish
