@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from pointsman.cascade_settings import SOURCELESS_KINDS
 from pointsman.litellm_config import GatewayConfig, Problem, check, load
-from pointsman.litellm_config.tables import LITELLM_STRATEGIES, LLMROUTER_STRATEGIES, SERVED_KINDS
+from pointsman.litellm_config.tables import LITELLM_STRATEGIES, SERVED_KINDS
+from pointsman.strategies.catalogue import CATALOGUE
 
 KEY = base64.b64encode(b"k" * 32).decode()
 MODELS = [{"model_name": "auto", "litellm_params": {"model": f"mock/{name}"}} for name in ("cheap", "strong")]
@@ -157,10 +159,59 @@ def test_metadata_that_is_no_object(tmp_path: Path) -> None:
         assert [p.key for p in found if p.severity == "error"] == ["router_settings.routing_strategy_args.llm_data_path"]
 
 
-@pytest.mark.parametrize("name", sorted(LLMROUTER_STRATEGIES - {f"llmrouter-{kind}" for kind in SERVED_KINDS}))
-def test_strategies_to_come_say_so(tmp_path: Path, name: str) -> None:
-    found = problems(tmp_path, name, {"model_path": "m.json"})
-    assert [(p.code, "not yet served" in p.message) for p in found] == [("E4206", True)]
+SOURCE = {"source": "s3://b/k.json", "require_signature": False}
+ENOUGH: dict[str, dict[str, Any]] = {
+    "bundle": SOURCE,
+    "cascade": SOURCE,
+    "worker": {"llmrouter": {"config": "router.yaml"}},
+    "plugin": {"entry_point": "mine"},
+}
+"""What a strategy needs in the configuration, by how it is served."""
+
+
+def needed(kind: str) -> dict[str, Any]:
+    return {} if kind in SOURCELESS_KINDS else ENOUGH[CATALOGUE[kind].serving]
+
+
+@pytest.mark.requirement("R-2.1")
+@pytest.mark.parametrize("kind", CATALOGUE)
+def test_every_name_is_served_or_refused_with_its_reason(tmp_path: Path, kind: str) -> None:
+    """Both ways to write it lead to the same."""
+    (tmp_path / "router.yaml").write_text("data_path: {}\n")
+    entry = CATALOGUE[kind]
+    arguments = {"model_path" if key == "source" else key: value for key, value in needed(kind).items()}
+    by_name = [p for p in problems(tmp_path, entry.name, arguments) if p.severity == "error"]
+    section = {"strategies": {"mine": {"kind": kind, **needed(kind)}}}
+    by_kind = [p for p in check(file(tmp_path, {}, pointsman=section), {}) if p.severity == "error"]
+    if entry.broken is None:
+        assert (by_name, by_kind) == ([], [])
+        loaded = load(file(tmp_path, {"routing_strategy": entry.name, "routing_strategy_args": arguments}), {})
+        assert (loaded.settings.strategies[entry.name].kind, loaded.settings.routing.default) == (kind, entry.name)
+        assert loaded.effective["router_settings"]["routing_strategy"] == "simple-shuffle"
+        return
+    for found, key in ((by_name, "router_settings.routing_strategy"), (by_kind, "pointsman.strategies.mine.kind")):
+        assert [(p.code, p.key, entry.broken in p.message) for p in found] == [("E4206", key, True)]
+        assert "strategies list" in found[0].mend
+
+
+@pytest.mark.parametrize("kind", sorted(SERVED_KINDS - SOURCELESS_KINDS))
+def test_a_strategy_that_lacks_what_it_is_served_from_says_what(tmp_path: Path, kind: str) -> None:
+    entry = CATALOGUE[kind]
+    wanted = {"bundle": "model_path", "cascade": "model_path", "worker": "llmrouter", "plugin": "entry_point"}[entry.serving]
+    found = problems(tmp_path, entry.name, {})
+    assert [(p.code, wanted in p.mend) for p in found if p.severity == "error"] == [("E4204", True)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind, entry in CATALOGUE.items() if entry.serving in ("worker", "plugin")])
+def test_what_no_bundle_can_serve_is_not_taken_from_one(tmp_path: Path, kind: str) -> None:
+    found = check(file(tmp_path, {}, pointsman={"strategies": {"s": {**SOURCE, "kind": kind}}}), {})
+    assert [(p.key, p.code) for p in found if p.severity == "error"] == [("pointsman.strategies.s.kind", "E4206")]
+
+
+def test_llmrouter_has_no_strategy_of_ours(tmp_path: Path) -> None:
+    section = {"strategies": {"s": {"kind": "linear", "llmrouter": {"config": "router.yaml"}}}}
+    found = check(file(tmp_path, {}, pointsman=section), {})
+    assert [p.key for p in found if "LLMRouter has no" in p.message] == ["pointsman.strategies.s.kind"]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +221,8 @@ def test_strategies_to_come_say_so(tmp_path: Path, name: str) -> None:
         ("llmrouterknn", "llmrouter-knn"),
         ("knn", "llmrouter-knn"),
         ("least_busy", "least-busy"),
+        ("lienar", "linear"),
+        ("llmrouter-linear", "linear"),
     ],
 )
 def test_a_misspelt_strategy_gets_a_suggestion(tmp_path: Path, name: str, guess: str) -> None:
@@ -211,7 +264,7 @@ def test_a_learned_strategy_in_a_routing_group_says_where_it_belongs(tmp_path: P
 
 
 def test_an_unknown_kind(tmp_path: Path) -> None:
-    section = {"strategies": {"s": {"source": "s3://b/k.json", "kind": "svm", "require_signature": False}}}
-    assert [(p.key, p.code) for p in check(file(tmp_path, {}, pointsman=section), {})] == [
-        ("pointsman.strategies.s.kind", "E4206")
-    ]
+    section = {"strategies": {"s": {**SOURCE, "kind": "llmrouter-svn"}}}
+    found = check(file(tmp_path, {}, pointsman=section), {})
+    assert [(p.key, p.code) for p in found] == [("pointsman.strategies.s.kind", "E4206")]
+    assert "Did you mean svm?" in found[0].mend

@@ -13,9 +13,10 @@ from pydantic_core import PydanticUndefined
 
 from pointsman.backends.mock_settings import MockSettings
 from pointsman.litellm_config.effective import DEFAULTS, ENVIRONMENT
-from pointsman.litellm_config.tables import LLMROUTER_ARGUMENTS, LLMROUTER_PREFIX, SERVED_KINDS
+from pointsman.litellm_config.tables import LLMROUTER_ARGUMENTS
 from pointsman.overrides import ENVIRONMENT_PREFIX
 from pointsman.settings import PointsmanSettings
+from pointsman.strategies.catalogue import CATALOGUE
 
 __all__ = ["configuration_page", "settings_rows"]
 
@@ -40,7 +41,7 @@ that it stands in.
 """
 
 _LLMROUTER = """
-## `router_settings.routing_strategy: llmrouter-*`
+## `router_settings.routing_strategy`
 
 Accepted as users of LLMRouter's gateways write it: it becomes `pointsman.strategies.<name>` and `pointsman.routing.default`.
 Served in this version: {served}. Every other `routing_strategy` is LiteLLM's own and is left to it.
@@ -90,7 +91,7 @@ def configuration_page() -> str:
     """The whole page."""
     lines = [_HEAD.format(prefix=ENVIRONMENT_PREFIX)]
     lines += settings_rows(PointsmanSettings, "pointsman")
-    served = ", ".join(f"`{LLMROUTER_PREFIX}{kind}`" for kind in sorted(SERVED_KINDS))
+    served = ", ".join(f"`{entry.name}`" for entry in CATALOGUE.values() if entry.broken is None)
     lines.append(_LLMROUTER.format(served=served))
     lines += [f"| `{name}` | {_BECOMES.get(name, f'`{name}`.')} |\n" for name in sorted(LLMROUTER_ARGUMENTS)]
     lines.append(_DEFAULTS)

@@ -1,7 +1,7 @@
 """`router_settings.routing_strategy: llmrouter-*`, as users of LLMRouter's gateways write it, -> `pointsman.strategies`.
 
 LiteLLM's router refuses to start with such a name, so the effective copy says `simple-shuffle`, and the learned strategy
-decides in a callback. Whatever is not `llmrouter-*` is left to LiteLLM.
+decides in a callback. Strategies of ours (`linear`) are written in the same way. Whatever else there is, is left to LiteLLM.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from pointsman.cascade_settings import SOURCELESS_KINDS
 from pointsman.litellm_config.problems import KeyPath
 from pointsman.litellm_config.source import Source
 from pointsman.litellm_config.tables import (
+    LEARNED_STRATEGIES,
     LITELLM_STRATEGIES,
     LLMROUTER_ARGUMENTS,
     LLMROUTER_PREFIX,
-    LLMROUTER_STRATEGIES,
     SERVED_KINDS,
 )
 from pointsman.overrides import closest
-from pointsman.settings import PointsmanSettings
+from pointsman.settings import PointsmanSettings, StrategySettings
+from pointsman.strategies.catalogue import CATALOGUE, Entry, entry_of
 
 __all__ = ["Translation", "check_strategies", "local_path", "translate"]
 
@@ -33,10 +34,8 @@ PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".joblib", ".bin"
 _ROUTER: KeyPath = ("router_settings",)
 _STRATEGY: KeyPath = ("router_settings", "routing_strategy")
 _ARGUMENTS: KeyPath = ("router_settings", "routing_strategy_args")
-_SAME_NAME = (
-    *("hot_reload", "reload_interval", "llm_data_path", "trusted_keys", "require_signature", "max_bytes", "s3", "cascade"),
-)
-"""Arguments that are settings of the same name."""
+_FROM = ("model_s3_bucket", "model_s3_key", "model_path")
+"""Arguments that say where a bundle is; the others are settings of the same name."""
 
 
 @dataclass(slots=True)
@@ -67,13 +66,13 @@ def translate(source: Source) -> Translation:
     if not isinstance(name, str):
         source.problem(_STRATEGY, "E4203", "is not a name", f"Give one of {', '.join(sorted(LITELLM_STRATEGIES))}.")
         return Translation()
-    if name not in LLMROUTER_STRATEGIES:
+    entry = entry_of(name)
+    if entry is None:
         if name not in LITELLM_STRATEGIES:
             _unknown_strategy(source, _STRATEGY, name)
         return Translation()
-    kind = name.removeprefix(LLMROUTER_PREFIX)
-    if kind not in SERVED_KINDS:
-        _not_served(source, _STRATEGY, name)
+    if entry.broken is not None:
+        _not_served(source, _STRATEGY, entry)
         return Translation()
     arguments = router.get("routing_strategy_args")
     if arguments is None:
@@ -81,23 +80,24 @@ def translate(source: Source) -> Translation:
     if not isinstance(arguments, dict):
         source.problem(_ARGUMENTS, "E4203", "is not a mapping", "Write `model_path:` below it.")
         return Translation()
-    return _translate(source, name, kind, arguments)
+    return _translate(source, entry, arguments)
 
 
-def _translate(source: Source, name: str, kind: str, arguments: Mapping[str, Any]) -> Translation:
+def _translate(source: Source, entry: Entry, arguments: Mapping[str, Any]) -> Translation:
+    name, kind = entry.name, entry.kind
     for key in arguments:
         if key not in LLMROUTER_ARGUMENTS:
             guess = closest(key, LLMROUTER_ARGUMENTS)
             mend = (f"Did you mean {guess}? " if guess else "") + f"Known: {', '.join(sorted(LLMROUTER_ARGUMENTS))}."
             source.problem((*_ARGUMENTS, key), "E4202", f"{key!r} is no argument of {name}", mend)
-    translation = Translation(name, {"kind": kind})
+    translation = Translation(name, {"kind": kind}, {"kind": _STRATEGY})
     origins = translation.origins
-    for key in _SAME_NAME:
-        if arguments.get(key) is not None:
+    for key in arguments:
+        if key in LLMROUTER_ARGUMENTS and key not in _FROM and arguments[key] is not None:
             translation.strategy[key] = arguments[key]
             origins[key] = (*_ARGUMENTS, key)
-    bucket, s3_key, path = (arguments.get(key) for key in ("model_s3_bucket", "model_s3_key", "model_path"))
-    wrong = [key for key in ("model_s3_bucket", "model_s3_key", "model_path") if not isinstance(arguments.get(key), str | None)]
+    bucket, s3_key, path = (arguments.get(key) for key in _FROM)
+    wrong = [key for key in _FROM if not isinstance(arguments.get(key), str | None)]
     for key in wrong:
         source.problem((*_ARGUMENTS, key), "E4203", "is not text", "Give a name or path; quote a number.")
     if wrong:
@@ -118,26 +118,53 @@ def _translate(source: Source, name: str, kind: str, arguments: Mapping[str, Any
     elif path:
         translation.strategy["source"] = path
         origins["source"] = (*_ARGUMENTS, "model_path")
-    elif kind not in SOURCELESS_KINDS:
-        mend = "Add `model_path:` (a pointer or bundle), or `model_s3_bucket:` and `model_s3_key:`."
-        source.problem(_ARGUMENTS if arguments else _STRATEGY, "E4204", f"{name} has no model", mend)
+    elif kind not in SOURCELESS_KINDS and not {"llmrouter", "entry_point"} & set(translation.strategy):
+        source.problem(_ARGUMENTS if arguments else _STRATEGY, "E4204", f"{name} has no model", _MISSING[entry.serving])
         return Translation()
     return translation
 
 
+_MISSING = {
+    "bundle": "Add `model_path:` (a pointer or bundle), or `model_s3_bucket:` and `model_s3_key:`.",
+    "cascade": "Add `model_path:` (a pointer or bundle), or `model_s3_bucket:` and `model_s3_key:`.",
+    "worker": "Add `llmrouter:` with `config:`, LLMRouter's YAML file: LLMRouter itself serves it, in a process of its own.",
+    "plugin": "Add `entry_point:`, or `model_path:` (the pointer to a signed wheel) and `allow_signed_code: true`.",
+}
+"""What a strategy without a model lacks, by how it is served."""
+
+
 def _unknown_strategy(source: Source, path: KeyPath, name: str) -> None:
-    guess = closest(name, LITELLM_STRATEGIES | LLMROUTER_STRATEGIES) or closest(
-        f"{LLMROUTER_PREFIX}{name}", LLMROUTER_STRATEGIES
-    )
+    bare = CATALOGUE.get(name.removeprefix(LLMROUTER_PREFIX))  # one of ours with the prefix, one of LLMRouter's without it
+    guess = bare.name if bare is not None else closest(name, LITELLM_STRATEGIES | LEARNED_STRATEGIES)
+    guess = guess or closest(f"{LLMROUTER_PREFIX}{name}", LEARNED_STRATEGIES)
     mend = f"Did you mean {guess}? " if guess else ""
-    served = [f"{LLMROUTER_PREFIX}{kind}" for kind in sorted(SERVED_KINDS)]
+    served = [entry.name for entry in CATALOGUE.values() if entry.broken is None]
     mend += f"Known: {', '.join([*served, *sorted(LITELLM_STRATEGIES)])}."
     source.problem(path, "E4206", f"there is no strategy {name!r}", mend)
 
 
-def _not_served(source: Source, path: KeyPath, name: str) -> None:
-    served = ", ".join(f"{LLMROUTER_PREFIX}{kind}" for kind in sorted(SERVED_KINDS))
-    source.problem(path, "E4206", f"{name} is not yet served by this version", f"Use {served}, or a strategy of LiteLLM's own.")
+def _not_served(source: Source, path: KeyPath, entry: Entry) -> None:
+    mend = "Use another one (`pointsman strategies list`), or a strategy of LiteLLM's own."
+    source.problem(path, "E4206", f"{entry.name} cannot be served: {entry.broken}", mend)
+
+
+def _check_kind(source: Source, path: KeyPath, strategy: StrategySettings) -> None:
+    """What the settings say of how a kind is served must fit the kind."""
+    kind = str(strategy.kind)
+    entry = CATALOGUE.get(kind)
+    if entry is None:
+        guess = closest(kind.removeprefix(LLMROUTER_PREFIX), SERVED_KINDS)
+        mend = (f"Did you mean {guess}? " if guess else "") + f"Known: {', '.join(sorted(SERVED_KINDS))}."
+        source.problem(path, "E4206", f"there is no kind of strategy {kind!r}", mend)
+    elif entry.broken is not None:
+        _not_served(source, path, entry)
+    elif strategy.llmrouter is not None:
+        if not entry.llmrouter:
+            source.problem(path, "E4206", f"LLMRouter has no {kind!r}", "Remove `llmrouter:`.")
+    elif entry.serving == "worker":
+        source.problem(path, "E4206", f"{entry.name} is not served from a bundle", _MISSING["worker"])
+    elif entry.serving == "plugin" and strategy.entry_point is None and not strategy.allow_signed_code:
+        source.problem(path, "E4206", f"{entry.name} is not served from a bundle", _MISSING["plugin"])
 
 
 def _check_groups(source: Source, router: Mapping[str, Any]) -> None:
@@ -145,7 +172,7 @@ def _check_groups(source: Source, router: Mapping[str, Any]) -> None:
     for index, group in enumerate(groups if isinstance(groups, list) else ()):
         name = group.get("routing_strategy") if isinstance(group, dict) else None
         path: KeyPath = (*_ROUTER, "routing_groups", index, "routing_strategy")
-        if isinstance(name, str) and name.startswith(LLMROUTER_PREFIX):
+        if isinstance(name, str) and (name.startswith(LLMROUTER_PREFIX) or name in LEARNED_STRATEGIES):
             mend = "Write the strategy under `pointsman.strategies` and name it in `pointsman.routing.groups`."
             source.problem(path, "E4206", "a learned strategy cannot stand in a routing group", mend)
         elif isinstance(name, str) and name not in LITELLM_STRATEGIES | {"priority"}:
@@ -175,8 +202,8 @@ def check_strategies(source: Source, settings: PointsmanSettings, where: Mapping
 
         if strategy.source is not None:
             _check_source(source, at("source"), strategy.source)
-        if strategy.kind is not None and strategy.kind not in SERVED_KINDS:
-            _not_served(source, at("kind"), f"{LLMROUTER_PREFIX}{strategy.kind}")
+        if strategy.kind is not None:
+            _check_kind(source, at("kind"), strategy)
         if strategy.source is None:
             pass  # no bundle, no signature
         elif strategy.require_signature and not strategy.trusted_keys:

@@ -1,13 +1,17 @@
-"""Names that LiteLLM and LLMRouter know, as literals: checking a file must not cost LiteLLM's import.
+"""Names that LiteLLM and LLMRouter know, as literals or from our own tables: checking a file must not cost LiteLLM's import.
 
 Tests hold them against the installed LiteLLM, so that moving its pin shows what changed.
 """
 
 from __future__ import annotations
 
+from pointsman.settings import StrategySettings
+from pointsman.strategies.catalogue import CATALOGUE, PREFIX
+
 __all__ = [
     "DEPLOYMENT_KEYS",
     "GENERAL_SETTINGS",
+    "LEARNED_STRATEGIES",
     "LITELLM_PARAMS",
     "LITELLM_SETTINGS",
     "LITELLM_STRATEGIES",
@@ -41,25 +45,20 @@ LITELLM_STRATEGIES = _words(
 )
 """`router_settings.routing_strategy` that LiteLLM's own router knows; it refuses to start with any other."""
 
-LLMROUTER_PREFIX = "llmrouter-"
+LLMROUTER_PREFIX = PREFIX
 
-LLMROUTER_STRATEGIES = frozenset(
-    f"{LLMROUTER_PREFIX}{name}"
-    for name in _words(
-        """knn svm mlp mf elo hybrid graph routerdc automix causallm router-r1 personalized gmt tsrouter
-        knn-multiround llm-multiround smallest largest custom"""
-    )
-)
+LEARNED_STRATEGIES = frozenset(entry.name for entry in CATALOGUE.values())
+"""Every learned strategy by the name that `routing_strategy` takes: LLMRouter's with the prefix, ours without."""
+
+LLMROUTER_STRATEGIES = frozenset(entry.name for entry in CATALOGUE.values() if entry.llmrouter is not None)
 """What LLMRouter's gateways call their strategies."""
 
-SERVED_KINDS = frozenset({"knn", "automix", "knn-multiround", "llm-multiround"})
-"""Kinds of strategies that this version serves."""
+SERVED_KINDS = frozenset(kind for kind, entry in CATALOGUE.items() if entry.broken is None)
+"""Kinds of strategies that this version serves; of the others the catalogue says why not."""
 
-LLMROUTER_ARGUMENTS = _words(
-    """model_path llm_data_path hot_reload reload_interval model_s3_bucket model_s3_key trusted_keys require_signature
-    max_bytes s3 cascade"""
-)
-"""`router_settings.routing_strategy_args` of a `llmrouter-*` strategy; the last five are ours."""
+_SETTINGS = frozenset(StrategySettings.model_fields) - {"source", "kind"}
+LLMROUTER_ARGUMENTS = _words("model_path model_s3_bucket model_s3_key") | _SETTINGS
+"""`router_settings.routing_strategy_args` of a learned strategy: what LLMRouter's gateways know, and our settings."""
 
 ROUTER_SETTINGS = _words(
     """alerting_config allowed_fails allowed_fails_policy background_health_check_model_groups cache_kwargs

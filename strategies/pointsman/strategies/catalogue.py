@@ -65,8 +65,8 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             Entry("graph", "GraphRouter", "bundle", _SCORES, "a bundle", "needs its whole training set at run time"),
             Entry("routerdc", "DCRouter", "bundle", _SCORES, "a bundle", "wants mDeBERTa's weights; 594 ms a query"),
             Entry("personalized", "PersonalizedRouter", "bundle", _SCORES + " and user", "a bundle; `user` in the request"),
-            Entry("smallest", "SmallestLLM", "bundle", "", "sizes in `llm_data_path`"),
-            Entry("largest", "LargestLLM", "bundle", "", "sizes in `llm_data_path`"),
+            Entry("smallest", "SmallestLLM", "bundle", "", "a bundle, made from `llm_data`'s sizes"),
+            Entry("largest", "LargestLLM", "bundle", "", "a bundle, made from `llm_data`'s sizes"),
             Entry("automix", "AutomixRouter", "cascade", "verified answers (threshold)", "two or more models of the gateway"),
             Entry(
                 "knn-multiround",
