@@ -102,6 +102,7 @@ def test_a_batch_larger_than_a_block() -> None:
         ({"k": "5"}, "E4306"),
         ({"k": True}, "E4306"),
         ({"k": 5, "more": 1}, "E4306"),
+        ({"k": 5, "mode": "regresion"}, "E4306"),
         ({}, "E4306"),
     ],
 )
@@ -122,6 +123,7 @@ def test_bad_parameters(change: dict[str, object], code: str) -> None:
         ("known", np.ones((5, 3), np.int64), "E4307"),
         ("vectors", np.zeros((4, 8), np.float32), "E4307"),
         ("vectors", np.zeros((5,), np.float32), "E4307"),
+        ("vectors", np.zeros((5, 0), np.float32), "E4307"),
         ("vectors", np.full((5, 8), np.inf, np.float16), "E4308"),
     ],
 )

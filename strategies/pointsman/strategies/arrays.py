@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pointsman.errors import BundleError
-from pointsman.strategies.base import Arrays, Params
+from pointsman.strategies.base import Arrays, Matrix, Params
 
-__all__ = ["ArraySpec", "ParamsModel", "check_arrays", "check_params"]
+__all__ = ["ArraySpec", "ParamsModel", "check_arrays", "check_params", "finite"]
 
 ArraySpec = tuple[tuple[str, ...], tuple[str | int, ...]]
 """Allowed dtypes and a shape; a name in the shape stands for one length that is the same wherever the name stands."""
@@ -82,3 +83,13 @@ def check_arrays(
         if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
             raise BundleError(f"array {name!r} holds NaN or infinity", code="E4308", where=f"{where} {name}")
     return known
+
+
+LARGEST = 1e30
+"""Of a score. Far beyond any that means something, and sums of several stay finite."""
+
+
+def finite(scores: NDArray[Any]) -> Matrix:
+    """Scores as float32 that are finite whatever the weights were: absurd ones may overflow, and then say nothing (0)."""
+    with np.errstate(over="ignore"):
+        return np.nan_to_num(scores.astype(np.float32), nan=0.0, posinf=LARGEST, neginf=-LARGEST)

@@ -1,5 +1,7 @@
 """`knn`: the score of a model for a prompt is the mean of its scores for the k most similar prompts, weighted by similarity.
 
+This is the mode `regression`, our trainer's; LLMRouter's is `classifier` (`pointsman.strategies.knn_classifier`).
+
 For the candidate m and neighbours i with cosine s_i, weights w_i = max(s_i, 0): score_m = sum(w_i y_im) / sum(w_i) over the
 neighbours that have a score of m. Each model has a value of its own, so that ties between models do not depend on an order of
 rows. Where no neighbour knows a model, or nothing is similar, it is the model's mean over all rows.
@@ -7,7 +9,7 @@ rows. Where no neighbour knows a model, or nothing is similar, it is the model's
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +113,10 @@ class KnnStrategy:
     @classmethod
     def from_parts(cls, models: tuple[str, ...], params: Params, arrays: Arrays) -> Self:
         """See `Encoder.from_parts`."""
+        if params.get("mode") == "classifier":
+            from pointsman.strategies.knn_classifier import KnnClassifier  # a subclass, which imports this module
+
+            return cast("Self", KnnClassifier.from_parts(models, params, arrays))
         checked = check_params(KnnParams, params, "strategy")
         specs = {
             "vectors": (("float16", "float32"), ("rows", "dimensions")),
@@ -118,8 +124,8 @@ class KnnStrategy:
             "known": (("uint8",), ("rows", "models")),
         }
         dims = check_arrays(arrays, specs, "strategy", {"models": len(models)})
-        if not dims["rows"]:
-            raise BundleError("the strategy has no rows", code="E4307", where="strategy vectors")
+        if not dims["rows"] or not dims["dimensions"]:
+            raise BundleError("the strategy has no rows, or empty ones", code="E4307", where="strategy vectors")
         scores, known = arrays["scores"], arrays["known"]
         if float(scores.min()) < 0 or float(scores.max()) > 1:
             raise BundleError("a score is outside [0, 1]", code="E4307", where="strategy scores")
