@@ -166,7 +166,17 @@ def folds(groups: NDArray[np.intp], seed: int, count: int = FOLDS) -> Iterator[t
 
 
 def predict(strategy: Strategy, vectors: Matrix, data: Dataset) -> Matrix:
-    """Scores for the rows of `data`, by their users where the strategy knows users."""
+    """Scores for the rows of `data`, by their users where the strategy knows users: float32 (n, m), columns as `data.models`.
+
+    A strategy of two models (`hybrid`) may be trained on data of more; those that it does not know are below all others.
+    """
     if data.users is not None and isinstance(strategy, Personal):
-        return strategy.score_for(vectors, data.users)
-    return strategy.score(vectors)
+        scores = strategy.score_for(vectors, data.users)
+    else:
+        scores = strategy.score(vectors)
+    if strategy.models == data.models:
+        return scores
+    least = float(scores.min()) - 1.0 if scores.size else 0.0
+    result = np.full((len(scores), len(data.models)), least, np.float32)
+    result[:, [data.models.index(model) for model in strategy.models]] = scores
+    return result
