@@ -1,4 +1,4 @@
-"""The archive of a bundle: an uncompressed zip of `manifest.json` and `*.safetensors`, and nothing else.
+"""The archive of a bundle: an uncompressed zip of `manifest.json`, `*.safetensors` and an encoder's files, and nothing else.
 
 Nothing is ever extracted to disk. Uncompressed means that what is unpacked can never be more than what was downloaded.
 """
@@ -20,14 +20,14 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from pointsman.errors import BundleError
-from pointsman.strategies.manifest import MANIFEST
+from pointsman.strategies.manifest import MANIFEST, NATIVE_FILE
 
 __all__ = ["PICKLE_SUFFIXES", "looks_like_pickle", "pack", "pack_arrays", "pickle_error", "unpack", "unpack_arrays"]
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".bin")
 MAX_ENTRIES = 16
 MAX_MANIFEST = 4 * 2**20
-_MEMBER = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.safetensors")
+_MEMBER = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,63}}\.safetensors|{NATIVE_FILE}")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _LAYOUT = "a bundle is an uncompressed zip of manifest.json and *.safetensors; make one with `pointsman mlops train`"
 

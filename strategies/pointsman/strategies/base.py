@@ -15,7 +15,19 @@ from numpy.typing import NDArray
 
 from pointsman.errors import PointsmanError
 
-__all__ = ["Arrays", "AsyncScorer", "Encoder", "Matrix", "Params", "Personal", "Query", "Scale", "Strategy", "UnavailableError"]
+__all__ = [
+    "Arrays",
+    "AsyncScorer",
+    "Encoder",
+    "Matrix",
+    "Params",
+    "Personal",
+    "Query",
+    "Scale",
+    "Strategy",
+    "UnavailableError",
+    "WithFiles",
+]
 
 Matrix: TypeAlias = NDArray[np.float32]
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
@@ -36,7 +48,10 @@ class Encoder(Protocol):
         """Length of a vector."""
 
     def encode(self, texts: Sequence[str]) -> Matrix:
-        """Vectors of `texts`: float32, (len(texts), dimensions), of length 1, or of zeros where a text says nothing."""
+        """Vectors of `texts`: float32, (len(texts), dimensions), of length 1, or of zeros where a text says nothing.
+
+        An encoder whose parameters say `unit: false` gives them as they are (`longformer`, whose users learned from such).
+        """
 
     def params(self) -> dict[str, Any]:
         """What `from_parts` needs besides the arrays; JSON values only."""
@@ -51,6 +66,28 @@ class Encoder(Protocol):
         Raises:
             BundleError: E4306 (parameters), E4307 (names, shapes, types of arrays).
         """
+
+
+@runtime_checkable
+class WithFiles(Protocol):
+    """An encoder that brings files for native code besides its arrays: `model.onnx`, `tokenizer.json`."""
+
+    def digests(self) -> Mapping[str, str]:
+        """Name -> SHA-256 of each file. `bundle.encoder_digest` covers them."""
+
+    def files(self) -> dict[str, bytes]:
+        """Name -> content, for making a bundle.
+
+        Raises:
+            BundleError: they were put away.
+        """
+
+    def put_files_away(self) -> None:
+        """Forget the contents: an encoder that only serves needs them no longer."""
+
+    @classmethod
+    def from_files(cls, params: Params, arrays: Arrays, files: Mapping[str, bytes]) -> Encoder:
+        """As `Encoder.from_parts`; also E4315, a file is not accepted."""
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from pointsman.errors import BundleError, SourceError
 from pointsman.strategies.archive import looks_like_pickle, pack, pack_arrays, pickle_error, unpack, unpack_arrays
-from pointsman.strategies.base import Encoder, Matrix, Personal, Scale, Strategy
+from pointsman.strategies.base import Encoder, Matrix, Personal, Scale, Strategy, WithFiles
+from pointsman.strategies.encoders.local import external_files
 from pointsman.strategies.files import canonical_json, sha256_hex, write_atomic
-from pointsman.strategies.kinds import ENCODERS, STRATEGIES
+from pointsman.strategies.kinds import ENCODERS, STRATEGIES, make_encoder
 from pointsman.strategies.manifest import (
     MANIFEST,
     Encoding,
@@ -108,12 +109,15 @@ class Bundle:
 
 
 def encoder_digest(encoder: Encoder) -> str:
-    """SHA-256 over an encoder's kind, parameters and arrays: equal digests, equal vectors."""
+    """SHA-256 over an encoder's kind, parameters, arrays and files: equal digests, equal vectors."""
     arrays = {
         name: [array.dtype.name, list(array.shape), sha256_hex(np.ascontiguousarray(array).tobytes())]
         for name, array in encoder.arrays().items()
     }
-    return sha256_hex(canonical_json({"kind": encoder.kind, "params": encoder.params(), "arrays": arrays}))
+    content: dict[str, Any] = {"kind": encoder.kind, "params": encoder.params(), "arrays": arrays}
+    if isinstance(encoder, WithFiles):
+        content["files"] = dict(encoder.digests())
+    return sha256_hex(canonical_json(content))
 
 
 def build_bundle(
@@ -125,6 +129,7 @@ def build_bundle(
     provenance: Provenance,
     probe_texts: Sequence[str],
     evaluation: Evaluation | None = None,
+    external: bool = False,
 ) -> bytes:
     """The bytes of a bundle; the same arguments give the same bytes.
 
@@ -135,11 +140,15 @@ def build_bundle(
         provenance: where it comes from.
         probe_texts: texts for the self-test. They are stored in clear: never take customers' prompts.
         evaluation: held-out evaluation.
+        external: the encoder's files are named and left out; gateways have them in `pointsman.encoders_dir`.
 
     Raises:
         BundleError: E4306, E4308: what a loader would refuse.
     """
-    members = {}
+    members: dict[str, bytes] = {}
+    native = encoder.files() if isinstance(encoder, WithFiles) else {}
+    if not external:
+        members |= native
     if arrays := encoder.arrays():
         members[_ENCODER_FILE] = pack_arrays(arrays)
     if arrays := strategy.arrays():
@@ -157,11 +166,15 @@ def build_bundle(
         version=version,
         kind=strategy.kind,
         encoder=Encoding(
-            kind=encoder.kind, dimensions=encoder.dimensions, sha256=encoder_digest(encoder), params=encoder.params()
+            kind=encoder.kind,
+            dimensions=encoder.dimensions,
+            sha256=encoder_digest(encoder),
+            params=encoder.params(),
+            external=_entries(native) if external else {},
         ),
         params=strategy.params(),
         models=strategy.models,
-        files={file: FileEntry(sha256=sha256_hex(data), size=len(data)) for file, data in members.items()},
+        files=_entries(members),
         provenance=provenance,
         evaluation=evaluation,
         probes=Probes.model_construct(tolerance=PROBE_TOLERANCE, items=probes),
@@ -171,14 +184,18 @@ def build_bundle(
     return pack({MANIFEST: encoded, **members})
 
 
-def save_bundle(path: Path, data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Bundle:
+def _entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
+    return {name: FileEntry(sha256=sha256_hex(data), size=len(data)) for name, data in files.items()}
+
+
+def save_bundle(path: Path, data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, encoders_dir: Path | None = None) -> Bundle:
     """Check the bytes of a bundle as a loader does, then write them atomically.
 
     Raises:
         BundleError: as `load_bundle`.
         SourceError: E4410, the file cannot be written; nothing is left behind.
     """
-    bundle = parse_bundle(data, where=str(path), max_bytes=max_bytes)
+    bundle = parse_bundle(data, where=str(path), max_bytes=max_bytes, encoders_dir=encoders_dir)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data, mode=0o644)
@@ -199,6 +216,7 @@ def load_bundle(
     expect_sha256: str | None = None,
     expect_name: str | None = None,
     where: str | None = None,
+    encoders_dir: Path | None = None,
 ) -> Bundle:
     """Read and verify a bundle. Blocking (disk, CPU): call it in a thread.
 
@@ -208,10 +226,12 @@ def load_bundle(
         expect_sha256: digest that it must have.
         expect_name: strategy that it must be for.
         where: what messages call it, if not its path.
+        encoders_dir: where files of its encoder lie that it names and does not hold.
 
     Raises:
         BundleError: E4301 (size), E4302 (digest), E4300 and E4310 (archive), E4306 (manifest), E4307 (shapes),
-            E4308 (not finite), E4309 (probes), E4305 (another strategy's), E4205 (a pickle).
+            E4308 (not finite), E4309 (probes), E4305 (another strategy's), E4205 (a pickle), E4315 (a model or tokeniser),
+            E4316 (an encoder's file that is not here).
         SourceError: E4404, E4400: the file is not there or cannot be read.
     """
     where = where or str(path)
@@ -225,7 +245,14 @@ def load_bundle(
         raise SourceError(f"the bundle cannot be read: {error.strerror or error}", where=where) from error
     if size > max_bytes:
         raise too_large(where, max_bytes)
-    return parse_bundle(data, where=where, max_bytes=max_bytes, expect_sha256=expect_sha256, expect_name=expect_name)
+    return parse_bundle(
+        data,
+        where=where,
+        max_bytes=max_bytes,
+        expect_sha256=expect_sha256,
+        expect_name=expect_name,
+        encoders_dir=encoders_dir,
+    )
 
 
 def too_large(where: str, max_bytes: int) -> BundleError:
@@ -245,6 +272,7 @@ def parse_bundle(
     max_bytes: int = DEFAULT_MAX_BYTES,
     expect_sha256: str | None = None,
     expect_name: str | None = None,
+    encoders_dir: Path | None = None,
 ) -> Bundle:
     """Verify a bundle that is in memory; see `load_bundle`. `where` stands in messages."""
     if len(data) > max_bytes:
@@ -263,7 +291,8 @@ def parse_bundle(
     encoded = members.pop(MANIFEST)
     try:
         manifest = parse_manifest(encoded)
-        encoder, strategy = _assemble(manifest, _checked_files(manifest, members))
+        arrays, native = _checked_files(manifest, members)
+        encoder, strategy = _assemble(manifest, arrays, native | external_files(manifest.encoder.external, encoders_dir))
     except BundleError as error:
         error.where = f"{where} {error.where}" if error.where else where
         raise
@@ -279,8 +308,10 @@ def parse_bundle(
     return bundle
 
 
-def _checked_files(manifest: Manifest, members: dict[str, bytes]) -> dict[str, dict[str, NDArray[Any]]]:
-    """The arrays of each file, after its size and digest were compared with the manifest."""
+def _checked_files(
+    manifest: Manifest, members: dict[str, bytes]
+) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, bytes]]:
+    """The arrays of each file and the encoder's own files, after sizes and digests were compared with the manifest."""
     if set(manifest.files) != set(members):
         raise BundleError(
             f"the manifest lists {sorted(manifest.files)}, the archive holds {sorted(members)}",
@@ -289,22 +320,29 @@ def _checked_files(manifest: Manifest, members: dict[str, bytes]) -> dict[str, d
     for name, entry in manifest.files.items():
         if len(members[name]) != entry.size or sha256_hex(members[name]) != entry.sha256:
             raise BundleError(f"{name!r} does not have the size and sha256 of the manifest", code="E4302", where=name)
-    if surplus := set(members) - {_ENCODER_FILE, _STRATEGY_FILE}:
+    parts = {name: data for name, data in members.items() if name in {_ENCODER_FILE, _STRATEGY_FILE}}
+    native = {name: data for name, data in members.items() if name not in parts}
+    if surplus := [name for name in native if name.endswith(".safetensors")]:
         raise BundleError(f"no part of a bundle: {sorted(surplus)}")
-    return {name: unpack_arrays(data, name) for name, data in members.items()}
+    if twice := set(native) & set(manifest.encoder.external):
+        raise BundleError(f"in the archive and said to be elsewhere: {sorted(twice)}", code="E4306", where=MANIFEST)
+    return {name: unpack_arrays(data, name) for name, data in parts.items()}, native
 
 
-def _assemble(manifest: Manifest, arrays: dict[str, dict[str, NDArray[Any]]]) -> tuple[Encoder, Strategy]:
-    encoder_type, strategy_type = ENCODERS.get(manifest.encoder.kind), STRATEGIES.get(manifest.kind)
-    if encoder_type is None or strategy_type is None:
-        unknown = f"encoder {manifest.encoder.kind!r}" if encoder_type is None else f"strategy {manifest.kind!r}"
+def _assemble(
+    manifest: Manifest, arrays: dict[str, dict[str, NDArray[Any]]], native: dict[str, bytes]
+) -> tuple[Encoder, Strategy]:
+    strategy_type = STRATEGIES.get(manifest.kind)
+    if manifest.encoder.kind not in ENCODERS or strategy_type is None:
+        known = manifest.encoder.kind in ENCODERS
+        unknown = f"strategy {manifest.kind!r}" if known else f"encoder {manifest.encoder.kind!r}"
         raise BundleError(
             f"this version knows no {unknown}",
             code="E4306",
             where=MANIFEST,
             mend=f"encoders: {sorted(ENCODERS)}; strategies: {sorted(STRATEGIES)}",
         )
-    encoder = encoder_type.from_parts(manifest.encoder.params, arrays.get(_ENCODER_FILE, {}))
+    encoder = make_encoder(manifest.encoder.kind, manifest.encoder.params, arrays.get(_ENCODER_FILE, {}), native)
     if encoder.dimensions != manifest.encoder.dimensions:
         raise BundleError(
             f"the encoder has {encoder.dimensions} dimensions, the manifest says {manifest.encoder.dimensions}",

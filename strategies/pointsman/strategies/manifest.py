@@ -14,6 +14,7 @@ __all__ = [
     "CALIBRATION_STEPS",
     "FORMAT",
     "MANIFEST",
+    "NATIVE_FILE",
     "MARGIN_DIGITS",
     "Calibration",
     "Encoding",
@@ -45,7 +46,10 @@ def _unique(models: tuple[str, ...]) -> tuple[str, ...]:
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Kind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
-FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\.safetensors$")]
+NATIVE_FILE = r"(?:[0-5]\.)?(?:model\.onnx|tokenizer\.json)"
+"""Names of an encoder's files that native code parses; those of a `concat`'s members begin with the member's number."""
+FileName = Annotated[str, Field(pattern=rf"^(?:[a-z0-9][a-z0-9_-]{{0,63}}\.safetensors|{NATIVE_FILE})$")]
+NativeName = Annotated[str, Field(pattern=rf"^{NATIVE_FILE}$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 Models = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MODELS), AfterValidator(_unique)]
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -56,20 +60,24 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Encoding(_Part):
-    """How text becomes a vector. `sha256` covers kind, parameters and arrays (`bundle.encoder_digest`)."""
-
-    kind: Kind
-    dimensions: Annotated[int, Field(ge=1, le=65_536)]
-    sha256: Sha256
-    params: dict[str, Any] = {}
-
-
 class FileEntry(_Part):
     """One file of the archive. `size` in bytes."""
 
     sha256: Sha256
     size: Count
+
+
+class Encoding(_Part):
+    """How text becomes a vector. `sha256` covers kind, parameters, arrays and files (`bundle.encoder_digest`).
+
+    `external`: files of the encoder that are not in the archive; they lie in the gateway's `pointsman.encoders_dir`.
+    """
+
+    kind: Kind
+    dimensions: Annotated[int, Field(ge=1, le=65_536)]
+    sha256: Sha256
+    params: dict[str, Any] = {}
+    external: dict[NativeName, FileEntry] = {}
 
 
 class Provenance(_Part):
