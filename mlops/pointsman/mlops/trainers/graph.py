@@ -3,8 +3,8 @@
 Each prompt is joined to its k most similar ones, by cosine. With P the weights of a prompt's edges (rows sum to 1), y the
 differences of scores from their model's mean and a share `smoothing` = s: F <- (1 - s) y + s P F, `STEPS` times; a score that
 is not known is P F alone. That is label spreading (Zhou et al., 2004) with the walk's matrix. Noise is averaged out over
-prompts that are alike, and models get a guess where they have no score. How much to smooth is chosen by cross-validation; 0 is among
-the choices, and then the graph plays no part.
+prompts that are alike, and models get a guess where they have no score. How much to smooth is chosen by cross-validation; 0 is
+among the choices, and then the graph plays no part.
 """
 
 from __future__ import annotations
