@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pointsman.strategies.remote.serve import HEADER, MAX_MESSAGE, pack, unpack
+from pointsman.strategies.remote.serve import HEADER, LOADED, MAX_MESSAGE, pack, unpack
 
 __all__ = ["Child", "FrameError", "child_environment", "read_message", "resident_bytes", "tree_of"]
 
@@ -112,14 +112,13 @@ class Child:
     Attributes:
         process: of asyncio's.
         reader, writer: the line to it.
-        quiet: from now on its output is counted and not logged: it may quote prompts.
+        output: the last lines of what it said while it loaded; later ones may quote prompts, and are let go.
     """
 
     def __init__(
         self, name: str, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.process, self.reader, self.writer = process, reader, writer
-        self.quiet = False
         self.output: deque[str] = deque(maxlen=20)
         self._name = name
         self._logged = 0
@@ -164,11 +163,14 @@ class Child:
         """Read what it prints, always, or it would stop at a full pipe; log a bounded part of it."""
         stream = self.process.stdout
         assert stream is not None  # noqa: S101 - narrows the type
-        rest = b""
+        rest, loaded = b"", False
         while chunk := await stream.read(65_536):
             *lines, rest = (rest + chunk).split(b"\n")
             rest = rest[-LINE_BYTES:]
-            for line in () if self.quiet else lines:
+            for line in lines:
+                loaded = loaded or line == LOADED
+                if loaded or not line.strip():
+                    continue
                 text = line[:LINE_BYTES].decode(errors="replace").rstrip()
                 self.output.append(text)
                 self._logged += 1

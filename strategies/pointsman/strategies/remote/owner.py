@@ -221,6 +221,8 @@ class Owner:
             if failures:  # that it grew too large is the better reason, when there are two
                 raise next((one for one in failures if isinstance(one, _Ended)), failures[0])
         except (asyncio.IncompleteReadError, ConnectionError) as error:
+            with contextlib.suppress(TimeoutError):  # it may be on its way out
+                await asyncio.wait_for(child.process.wait(), 1)
             raise _Ended("worker_died", f"it ended with {_told(await child.end())}{_tail(child)}") from error
         except FrameError as error:
             raise _Ended("worker_nonsense", str(error)) from error
@@ -246,7 +248,6 @@ class Owner:
                 await self._greet(child, spec)
         except TimeoutError:
             raise _Ended("worker_deadline", f"it did not load within {self._settings.start_s:g} s") from None
-        child.quiet = True
         self._state, self._failure = "ready", None
         logger.info("%s: process %d is ready", self.name, child.process.pid)
         self.on_ready(self)

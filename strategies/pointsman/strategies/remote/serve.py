@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["HEADER", "MAX_MESSAGE", "PROTOCOL", "main", "pack", "unpack"]
+__all__ = ["HEADER", "LOADED", "MAX_MESSAGE", "PROTOCOL", "main", "pack", "unpack"]
 
 PROTOCOL = 1
 """Version of the messages; the owner refuses another."""
@@ -34,6 +34,9 @@ MAX_MESSAGE = 4 * 2**20
 """Longest message in bytes, both ways."""
 
 MAX_NAMES = 10_000
+LOADED = b"\0 loaded"
+"""A line of its output: from here on, output may quote prompts."""
+
 HEADER = struct.Struct(">I")
 _PR_SET_PDEATHSIG = 1
 
@@ -201,6 +204,8 @@ def _answer(score: Scorer, message: dict[str, Any]) -> dict[str, Any]:
 
 def main(descriptor: int) -> int:
     """Serve until the owner is gone; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # LLMRouter prints; half a surrogate pair in a prompt must not raise there
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     line = _Line(descriptor)
     line.send(type="hello", protocol=PROTOCOL, pid=os.getpid())
     spec = line.receive()
@@ -210,6 +215,7 @@ def main(descriptor: int) -> int:
     loaders = {"llmrouter": _load_llmrouter, "code": _load_code}
     try:
         score, about = loaders[spec["mode"]](spec)
+        os.write(1, b"\n" + LOADED + b"\n")
         line.send(type="ready", **about)
     except MemoryError:
         line.send(type="failed", memory=True)
