@@ -80,6 +80,8 @@ class Importer:
         text: whether it looks at the text; if not, the bundle's encoder is `none`.
         artifact: whether there is a trained file.
         query: text and user -> what LLMRouter's `route_single` is asked.
+        stored: context and limit -> training queries and the embeddings that LLMRouter learned from; None: where most routers
+            have them (`upstream.stored_embeddings`).
     """
 
     kind: str
@@ -89,6 +91,7 @@ class Importer:
     text: bool = True
     artifact: bool = True
     query: Callable[[str, str | None], dict[str, Any]] = lambda text, user: {"query": text, "user_id": user or 0}
+    stored: Callable[[Context, int], tuple[list[str], Scores]] | None = None
 
 
 def mismatch(message: str, where: str, mend: str) -> BundleError:

@@ -98,7 +98,7 @@ def import_strategy(
         )
     progress(f"constructing LLMRouter's {importer.name}")
     context = construct(importer, config, settings, encoder)
-    likeness = _same_embeddings(context, encoder) if importer.text else {}
+    likeness = _same_embeddings(importer, context, encoder) if importer.text else {}
     imported = importer.read(context)
     own = picks(importer, context, encoder, queries, users)
     vectors = encoder.encode(queries)
@@ -149,13 +149,13 @@ def _trusted(trust: bool, config: Path, settings: Mapping[str, Any], progress: P
     progress(f"WARNING: executing the code inside {artifact}, because --trust-artifact was given")
 
 
-def _same_embeddings(context: Context, encoder: Encoder) -> dict[str, float]:
+def _same_embeddings(importer: Importer, context: Context, encoder: Encoder) -> dict[str, float]:
     """Check that our encoder makes the embeddings that LLMRouter learned from.
 
     Raises:
         BundleError: E4321.
     """
-    stored = stored_embeddings(context, SAMPLE)
+    stored = (importer.stored or stored_embeddings)(context, SAMPLE)
     if stored is None:
         raise mismatch(
             "LLMRouter's training data hold no embeddings to compare the encoder with",

@@ -20,11 +20,12 @@ from pointsman.errors import ConfigError
 from pointsman.mlops.llmrouter.base import Context, Importer, Scores
 from pointsman.strategies.base import Encoder
 
-__all__ = ["VERSION", "artifact_path", "construct", "embedding_by", "picks", "read_config", "stored_embeddings"]
+__all__ = ["EMBEDDING", "VERSION", "artifact_path", "construct", "embedding_by", "picks", "read_config", "stored_embeddings"]
 
 VERSION = "0.4.0"
 """Release of `llmrouter-lib` whose formats are read."""
-_EMBEDDING = "get_longformer_embedding"
+EMBEDDING = "get_longformer_embedding"
+"""Its routers' name of the function that encodes a text."""
 
 
 def _missing(error: ImportError) -> ConfigError:
@@ -122,15 +123,15 @@ def embedding_by(context: Context, encoder: Encoder) -> Iterator[None]:
         vectors = torch.from_numpy(encoder.encode([texts] if isinstance(texts, str) else list(texts)))
         return vectors[0] if len(vectors) == 1 else vectors
 
-    previous = getattr(context.module, _EMBEDDING, None)
+    previous = getattr(context.module, EMBEDDING, None)
     if previous is None:
         yield
         return
-    setattr(context.module, _EMBEDDING, embed)
+    setattr(context.module, EMBEDDING, embed)
     try:
         yield
     finally:
-        setattr(context.module, _EMBEDDING, previous)
+        setattr(context.module, EMBEDDING, previous)
 
 
 def picks(
