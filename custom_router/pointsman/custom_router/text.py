@@ -13,7 +13,7 @@ DEFAULT_TEXT = TextSettings()
 BYTES_PER_TOKEN = 4
 MAX_PARTS = 10_000
 """Parts of one message that are looked at; more are no conversation, and would cost the deadline."""
-SYSTEM = frozenset({"system", "developer"})
+SYSTEM = ("system", "developer")  # a tuple: a client's role may be something without a hash
 
 
 def text_of(messages: Sequence[Mapping[str, Any]] | None) -> str:
