@@ -56,8 +56,13 @@ class Upstreams:
         """Switch a fault on (fields of `upstreams.state.Fault`), in place of the one before."""
         self._http.post(f"/_control/{name}", json=fields).raise_for_status()
 
+    def script(self, name: str, *lines: tuple[str, str]) -> None:
+        """What an upstream says to chats (`upstreams.state.Line`: match, answer), in place of the script before."""
+        body = [{"match": match, "answer": answer} for match, answer in lines]
+        self._http.post(f"/_control/{name}/script", json=body).raise_for_status()
+
     def clear(self, name: str | None = None) -> None:
-        """Switch the fault of one upstream off, or all of them; requests that hang go on."""
+        """Switch the fault of one upstream off, or all of them and the scripts; requests that hang go on."""
         self._http.delete("/_control" if name is None else f"/_control/{name}").raise_for_status()
 
     def report(self, name: str, *, contains: str | None = None, since: int = 0) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from upstreams import anthropic_wire, openai_wire
-from upstreams.state import Fault, Recorded, Registry, Upstream
+from upstreams.state import Fault, Line, Recorded, Registry, Upstream
 from upstreams.wire import Answer, Payload, Refused, event
 
 __all__ = ["create_app"]
 
-Endpoint = Callable[[Payload, str], Answer]
+Endpoint = Callable[..., Answer]
 GARBAGE = '<html>{"choices": [{"delta": \x00 oops'
 
 
@@ -103,7 +103,8 @@ async def _deliver(request: Request, upstream: Upstream, endpoint: Endpoint, ant
     try:
         _authenticate(request, anthropic)
         payload = entry.body = await _payload(request, raw)
-        answer = endpoint(payload, upstream.name)
+        said = upstream.line(raw) if endpoint is openai_wire.chat else None
+        answer = endpoint(payload, upstream.name) if said is None else endpoint(payload, upstream.name, said)
     except Refused as refused:
         entry.status, entry.delivered = refused.status, "complete"
         return _error(anthropic, refused.status, refused.message, refused=refused)
@@ -148,6 +149,10 @@ def _control(registry: Registry) -> list[Route]:
         registry[request.path_params["name"]].set_fault(fault)
         return JSONResponse(fault.model_dump())
 
+    async def set_script(request: Request) -> Response:
+        registry[request.path_params["name"]].script = [Line.model_validate(line) for line in await request.json()]
+        return JSONResponse({})
+
     async def clear(request: Request) -> Response:
         registry[request.path_params["name"]].set_fault(None)
         return JSONResponse({})
@@ -169,6 +174,7 @@ def _control(registry: Registry) -> list[Route]:
         Route("/_control", clear_all, methods=["DELETE"]),
         Route("/_control/{name}", set_fault, methods=["POST"]),
         Route("/_control/{name}", clear, methods=["DELETE"]),
+        Route("/_control/{name}/script", set_script, methods=["POST"]),
         Route("/_control/{name}/log", log, methods=["GET"]),
     ]
 

@@ -108,15 +108,21 @@ def _usage(prompt: Iterable[str], answers: list[str]) -> Payload:
     return {"prompt_tokens": sent, "completion_tokens": received, "total_tokens": sent + received}
 
 
-def chat(payload: Payload, name: str) -> Answer:
-    """POST /v1/chat/completions, plain and streamed; `usage` in a last chunk when `stream_options.include_usage`."""
+def chat(payload: Payload, name: str, said: str | None = None) -> Answer:
+    """POST /v1/chat/completions, plain and streamed; `usage` in a last chunk when `stream_options.include_usage`.
+
+    Args:
+        payload: the request.
+        name: of the upstream.
+        said: the answer, in place of `served by NAME`.
+    """
     known_only(payload, CHAT_KEYS)
     _sampling(payload)
     limit = require(payload, "max_completion_tokens", int, low=1) or payload.get("max_tokens")
     if payload.get("max_completion_tokens") and payload.get("max_tokens"):
         raise Refused("Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.", param="max_tokens")
     texts = _messages(payload.get("messages"))
-    answer, reason = _clip(f"served by {name}", limit)
+    answer, reason = _clip(said or f"served by {name}", limit)
     count, answer_id = payload.get("n") or 1, new_id("chatcmpl-")
     usage = _usage(texts, [answer] * count)
     head = {"id": answer_id, "created": int(time.time()), "model": payload["model"], "system_fingerprint": f"fp_{name}"}

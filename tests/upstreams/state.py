@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["LOG_SIZE", "Fault", "Recorded", "Registry", "Upstream"]
+__all__ = ["LOG_SIZE", "Fault", "Line", "Recorded", "Registry", "Upstream"]
 
 LOG_SIZE = 5_000
 
@@ -39,6 +40,18 @@ class Fault(BaseModel):
     match: str | None = None
 
 
+class Line(BaseModel):
+    """What an upstream says to a chat whose raw body fits the regular expression `match`, in place of `served by NAME`.
+
+    `{1}` in `answer` is the expression's first group.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    match: str
+    answer: str
+
+
 @dataclass(slots=True)
 class Recorded:
     """One request as it arrived, and how it was answered.
@@ -65,6 +78,7 @@ class Upstream:
     def __init__(self, name: str) -> None:
         self.name = name
         self.fault: Fault | None = None
+        self.script: list[Line] = []
         self.cleared = asyncio.Event()
         self.log: deque[Recorded] = deque(maxlen=LOG_SIZE)
         self.count = 0
@@ -86,6 +100,14 @@ class Upstream:
                 return None
             fault.times -= 1
         return fault
+
+    def line(self, raw: bytes) -> str | None:
+        """What the script says to this request: its first line that fits."""
+        text = raw.decode(errors="replace")
+        for line in self.script:
+            if found := re.search(line.match, text):
+                return line.answer.replace("{1}", found.group(1) if found.groups() else "")
+        return None
 
     def record(self, method: str, path: str, headers: dict[str, str], body: Any) -> Recorded:
         self.count += 1
@@ -111,6 +133,7 @@ class Registry:
     def clear_faults(self) -> None:
         for upstream in self._upstreams.values():
             upstream.set_fault(None)
+            upstream.script = []
 
     def summary(self) -> dict[str, dict[str, Any]]:
         return {name: {"count": u.count, "active": u.active} for name, u in self._upstreams.items()}

@@ -7,7 +7,7 @@ starts. It belongs to one request; the tasks that LiteLLM starts for that reques
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
@@ -34,6 +34,8 @@ class Ticket:
         endpoint: what is asked for (`custom_router.request.Endpoint`), once LiteLLM has told.
         wish: what the request, its key and its team ask of routing (`custom_router.override.Wish`), once that was checked.
         conversation: digest by which the next turn finds who served this one, where a policy wants it.
+        cascade: state of the cascade that was made of it (`custom_router.cascades.service.State`).
+        gone: returns when the client has left; to be called only after the request's body was read.
     """
 
     decision: Decision | None = None
@@ -48,6 +50,8 @@ class Ticket:
     endpoint: Literal["text", "embedding", "other"] | None = None
     wish: object | None = None
     conversation: bytes | None = None
+    cascade: object | None = None
+    gone: Callable[[], Awaitable[None]] | None = None
 
 
 CURRENT: ContextVar[Ticket | None] = ContextVar("pointsman_ticket", default=None)

@@ -6,6 +6,8 @@ refused before routing (401, unknown model) has no decision and so none of them.
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pointsman.decisions.ticket import CURRENT, Ticket
@@ -21,7 +23,10 @@ HEADERS: dict[str, str] = {
     "not be applied (`argmax:rank`, `:no_prices`, `:no_calibration`, `:no_pair`); `+explore` where chance decided.",
     "x-pointsman-fallback": "Why a configured strategy did not decide: `no_bundle`, `no_text`, `not_text` (an endpoint without "
     "text to score), `no_candidate`, `only_candidate`, `deadline`, `error`, `rule_unavailable` (a rule for embeddings names a "
-    "deployment that is away), or a strategy's own word; `unknown_strategy`: the key or team asks for one that does not exist.",
+    "deployment that is away), or a strategy's own word; `unknown_strategy`: the key or team asks for one that does not exist. "
+    "Of a cascade: docs/strategies.md.",
+    "x-pointsman-cascade": "What a cascade spent before the call that answers, which is not in the answer's `usage`: "
+    "`calls=2, prompt_tokens=130, completion_tokens=41, cost=0.00021` (US dollars).",
 }
 REQUEST_HEADERS: dict[str, str] = {
     "x-pointsman-strategy": "Strategy for this request, or `litellm` for LiteLLM's own choice.",
@@ -49,6 +54,7 @@ def _headers(ticket: Ticket, served_by: str | None) -> list[tuple[bytes, bytes]]
         "x-pointsman-model": model,
         "x-pointsman-policy": decision.policy if decision.strategy is not None else None,
         "x-pointsman-fallback": decision.fallback,
+        "x-pointsman-cascade": getattr(ticket.cascade, "summary", None),
     }
     return [(name.encode("ascii"), _value(value)) for name, value in values.items() if value is not None]
 
@@ -57,6 +63,12 @@ def _asked(scope: Scope) -> dict[str, str]:
     """Our headers of the request; of one that comes twice the last."""
     found = ((name.decode("latin-1").lower(), value.decode("latin-1").strip()) for name, value in scope["headers"])
     return {name: value for name, value in found if name in REQUEST_HEADERS}
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has left. Before the body was read it would take that away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class Tickets:
@@ -69,7 +81,7 @@ class Tickets:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        ticket = Ticket(asked=_asked(scope))
+        ticket = Ticket(asked=_asked(scope), gone=partial(_gone, receive))
         token = CURRENT.set(ticket)
 
         async def send_with_headers(message: Message) -> None:

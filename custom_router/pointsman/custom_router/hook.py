@@ -19,6 +19,8 @@ from litellm.litellm_core_utils.prompt_templates.factory import resolve_structur
 from litellm.proxy._types import LitellmUserRoles
 from opentelemetry import trace
 
+from pointsman.custom_router.cascades.calls import inner_target, narrow
+from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
 from pointsman.custom_router.decide import Decider
 from pointsman.custom_router.deployments import eligible, map_prices
 from pointsman.custom_router.override import Wish, read_wish
@@ -95,6 +97,10 @@ def _session(kwargs: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | No
     return found if isinstance(found, str) and found else None
 
 
+def _cascade_cost(ticket: Ticket | None) -> float:
+    return ticket.cascade.cost if ticket is not None and isinstance(ticket.cascade, State) else 0.0
+
+
 def _status(exception: Exception) -> int | None:
     status = getattr(exception, "status_code", None)
     return status if isinstance(status, int) else None
@@ -115,6 +121,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
     def __init__(self) -> None:
         super().__init__()
         self._decider: Decider | None = None
+        self._cascades: Cascades | None = None
         self._store: DecisionStore | None = None
 
     def bind(self, runtime: Runtime) -> None:
@@ -126,6 +133,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             capture_prompts=runtime.settings.privacy.capture_prompts,
             configured=runtime.settings.strategies,
         )
+        self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
         self._store = runtime.decisions
 
     def come_last(self) -> None:
@@ -172,11 +180,15 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
     ) -> list[dict[str, Any]]:
         """The one deployment to try now, or everything it was given when there is no choice to make."""
         ticket = current_ticket()
+        if (target := inner_target()) is not None:
+            return narrow(healthy_deployments, target)
         if self._decider is None or ticket is None or not healthy_deployments:
             return healthy_deployments
         self.come_last()
         try:
             return await self._filter(self._decider, ticket, model, healthy_deployments, messages, request_kwargs or {})
+        except CascadeRefusedError as refused:
+            raise refused.error from None
         except Exception:  # law 3: an exception here would be a 500 to the client
             logger.exception("routing failed; LiteLLM's own choice holds")
             return healthy_deployments
@@ -223,11 +235,14 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             session=_session(kwargs, metadata),
             max_tokens=_limit(kwargs),
         )
-        decision = await decider.decide(request, ticket)
+        verdict = await self._cascades.route(request, left, kwargs, metadata, ticket) if self._cascades is not None else None
+        decision = verdict.decision if verdict is not None else await decider.decide(request, ticket)
         ticket.decision, ticket.retries = decision, retries
         ticket.picked = decision.order[0] if decision.order else None
         metadata[DECISION_KEY] = decision.decision_id
         self._record(decision)
+        if verdict is not None:
+            return verdict.chosen()
         dropped = {item.deployment_id for item in decision.dropped if item.reason in ("tried", "excluded")}
         keep = {ticket.picked} if ticket.picked else {c.deployment_id for c in candidates} - dropped
         chosen = [item for item, candidate in zip(left, candidates, strict=True) if candidate.deployment_id in keep]
@@ -240,10 +255,13 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         return read_wish({}, key, team, admin=False, known=self._decider.knows)
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
-        """Ask for the usage of a streamed text completion; LiteLLM does so for chats alone, and without it counts no cost.
+        """What a cascade wants asked; and the usage of a streamed text completion, which LiteLLM asks for with chats alone.
 
-        Money fails closed (law 3): else a key's budget would not hold on that endpoint.
+        Without that it counts no cost, and money fails closed (law 3): a key's budget must hold on that endpoint.
         """
+        ticket = current_ticket()
+        if ticket is not None and isinstance(ticket.cascade, State) and (messages := ticket.cascade.messages) is not None:
+            return {**kwargs, "messages": messages}
         provider = str(kwargs.get("custom_llm_provider") or str(kwargs.get("model")).partition("/")[0])
         if getattr(call_type, "value", None) != "atext_completion" or not kwargs.get("stream") or provider not in TELLS_USAGE:
             return None
@@ -328,7 +346,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
                 deployment_id=deployment_id,
                 prompt_tokens=tokens[0],
                 completion_tokens=tokens[1],
-                cost=float(payload.get("response_cost") or 0.0),
+                cost=float(payload.get("response_cost") or 0.0) + _cascade_cost(ticket),
                 latency_ms=latency_ms,
             )
         )
