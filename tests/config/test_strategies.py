@@ -178,6 +178,9 @@ def needed(kind: str) -> dict[str, Any]:
 def test_every_name_is_served_or_refused_with_its_reason(tmp_path: Path, kind: str) -> None:
     """Both ways to write it lead to the same."""
     (tmp_path / "router.yaml").write_text("data_path: {}\n")
+    installed = tmp_path / "mine-1.0.dist-info"
+    installed.mkdir()
+    (installed / "entry_points.txt").write_text("[pointsman.strategies]\nmine = mine:make\n")
     entry = CATALOGUE[kind]
     arguments = {"model_path" if key == "source" else key: value for key, value in needed(kind).items()}
     by_name = [p for p in problems(tmp_path, entry.name, arguments) if p.severity == "error"]
@@ -205,7 +208,8 @@ def test_a_strategy_that_lacks_what_it_is_served_from_says_what(tmp_path: Path, 
 @pytest.mark.parametrize("kind", [kind for kind, entry in CATALOGUE.items() if entry.serving in ("worker", "plugin")])
 def test_what_no_bundle_can_serve_is_not_taken_from_one(tmp_path: Path, kind: str) -> None:
     found = check(file(tmp_path, {}, pointsman={"strategies": {"s": {**SOURCE, "kind": kind}}}), {})
-    assert [(p.key, p.code) for p in found if p.severity == "error"] == [("pointsman.strategies.s.kind", "E4206")]
+    place, code = ("source", "E4205") if kind == "custom" else ("kind", "E4206")
+    assert [(p.key, p.code) for p in found if p.severity == "error"] == [(f"pointsman.strategies.s.{place}", code)]
 
 
 def test_llmrouter_has_no_strategy_of_ours(tmp_path: Path) -> None:

@@ -65,15 +65,24 @@ def _add_translation(source: Source, section: dict[str, Any], translation: Trans
     return {name: translation.origins}
 
 
+_PATHS = (("source",), ("llm_data_path",), ("llmrouter", "config"), ("llmrouter", "python"), ("process", "python"))
+"""What is a path in a strategy's settings."""
+
+
 def _make_absolute(source: Source, section: Mapping[str, Any], origins: Mapping[str, Mapping[str, KeyPath]]) -> None:
     """Relative paths count from the file that they stand in."""
     strategies = section.get("strategies")
     for name, strategy in strategies.items() if isinstance(strategies, dict) else ():
-        for key in ("source", "llm_data_path") if isinstance(strategy, dict) else ():
-            value = strategy.get(key)
+        if not isinstance(strategy, dict):
+            continue
+        for key, *rest in _PATHS:
+            place = (*origins.get(name, {}).get(key, ("pointsman", "strategies", name, key)), *rest)
+            holder, last = (strategy.get(key), rest[0]) if rest else (strategy, key)
+            if not isinstance(holder, dict):
+                continue
+            value = holder.get(last)
             if isinstance(value, str) and value and "://" not in value and not value.startswith("/"):
-                place = origins.get(name, {}).get(key, ("pointsman", "strategies", name, key))
-                strategy[key] = str(source.mark(place).path.parent / value)
+                holder[last] = str(source.mark(place).path.parent / value)
 
 
 def _report(

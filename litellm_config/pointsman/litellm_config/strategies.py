@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from pointsman.cascade_settings import SOURCELESS_KINDS
+from pointsman.litellm_config.elsewhere import check_elsewhere
 from pointsman.litellm_config.problems import KeyPath
 from pointsman.litellm_config.source import Source
 from pointsman.litellm_config.tables import (
@@ -163,8 +164,6 @@ def _check_kind(source: Source, path: KeyPath, strategy: StrategySettings) -> No
             source.problem(path, "E4206", f"LLMRouter has no {kind!r}", "Remove `llmrouter:`.")
     elif entry.serving == "worker":
         source.problem(path, "E4206", f"{entry.name} is not served from a bundle", _MISSING["worker"])
-    elif entry.serving == "plugin" and strategy.entry_point is None and not strategy.allow_signed_code:
-        source.problem(path, "E4206", f"{entry.name} is not served from a bundle", _MISSING["plugin"])
 
 
 def _check_groups(source: Source, router: Mapping[str, Any]) -> None:
@@ -204,6 +203,7 @@ def check_strategies(source: Source, settings: PointsmanSettings, where: Mapping
             _check_source(source, at("source"), strategy.source)
         if strategy.kind is not None:
             _check_kind(source, at("kind"), strategy)
+        check_elsewhere(source, name, strategy, at)
         if strategy.source is None:
             pass  # no bundle, no signature
         elif strategy.require_signature and not strategy.trusted_keys:

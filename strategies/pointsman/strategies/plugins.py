@@ -21,6 +21,7 @@ import importlib.metadata
 import inspect
 import logging
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -41,9 +42,10 @@ LOAD_SECONDS = 60.0
 Report = Callable[[str | None], None]
 
 
-def installed() -> dict[str, importlib.metadata.EntryPoint]:
-    """The entry points of the group, by name."""
-    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+def installed(besides: Sequence[str] = ()) -> dict[str, importlib.metadata.EntryPoint]:
+    """The entry points of the group, by name; looked for on `sys.path` and in `besides`."""
+    found = importlib.metadata.distributions(path=[*besides, *sys.path])
+    return {point.name: point for one in found for point in one.entry_points if point.group == GROUP}
 
 
 def missing(name: str, known: Sequence[str]) -> ConfigError:
