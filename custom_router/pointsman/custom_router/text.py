@@ -13,6 +13,10 @@ DEFAULT_TEXT = TextSettings()
 BYTES_PER_TOKEN = 4
 MAX_PARTS = 10_000
 """Parts of one message that are looked at; more are no conversation, and would cost the deadline."""
+MAX_VALUES = 5_000
+"""Values of one request in which text is looked for when its tokens are counted; some milliseconds at most."""
+_TEXTUAL = ("content", "text", "arguments", "input", "function", "tool_calls")
+"""Pictures and files travel as base64 under other keys; their length says nothing of tokens."""
 SYSTEM = ("system", "developer")  # a tuple: a client's role may be something without a hash
 
 
@@ -76,18 +80,16 @@ def estimate_tokens(value: object) -> int:
     That is near the truth for English, and somewhat high for scripts whose letters take several bytes.
     """
     size, seen, waiting = 0, 0, [value]
-    while waiting and seen < MAX_PARTS:
+    while waiting and seen < MAX_VALUES:
         one = waiting.pop()
         seen += 1
+        # JSON's own types, and not their protocols: those cost ten times as much to ask for.
         if isinstance(one, str):
             size += len(one) if one.isascii() else len(one.encode("utf-8", "replace"))
-        elif isinstance(one, Mapping):
-            # Pictures and files travel as base64 in `url` and `data`; their length says nothing of tokens.
-            waiting.extend(
-                one[key] for key in ("content", "text", "arguments", "input", "function", "tool_calls") if key in one
-            )
-        elif isinstance(one, Sequence) and not isinstance(one, bytes | bytearray):
-            waiting.extend(one[:MAX_PARTS])
+        elif isinstance(one, dict):
+            waiting.extend(one[key] for key in _TEXTUAL if key in one)
+        elif isinstance(one, list | tuple):
+            waiting.extend(one[: MAX_VALUES - seen])
     return -(-size // BYTES_PER_TOKEN)
 
 
