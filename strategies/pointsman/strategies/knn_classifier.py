@@ -19,8 +19,9 @@ from pointsman.strategies.arrays import ParamsModel, check_arrays, check_params
 from pointsman.strategies.base import Arrays, Matrix, Params, Scale
 from pointsman.strategies.knn import KnnStrategy
 
-__all__ = ["TIE_STEP", "KnnClassifier", "KnnClassifierParams"]
+__all__ = ["TIE_STEP", "KnnClassifier", "KnnClassifierParams", "Metric"]
 
+Metric: TypeAlias = Literal["euclidean", "manhattan", "chebyshev", "minkowski", "cosine"]
 Distances: TypeAlias = NDArray[np.float64]
 
 TIE_STEP = 5e-6
@@ -34,7 +35,7 @@ class KnnClassifierParams(ParamsModel):
 
     mode: Literal["classifier"]
     k: Annotated[int, Field(ge=1, le=1_000_000)]
-    metric: Literal["euclidean", "manhattan", "chebyshev", "minkowski", "cosine"] = "euclidean"
+    metric: Metric = "euclidean"
     p: Annotated[float, Field(ge=1, le=100)] = 2.0
     weights: Literal["uniform", "distance"] = "uniform"
 
