@@ -1,0 +1,158 @@
+"""LLMRouter in a process of its own, and code of the operator's, in a live gateway: whatever they do, requests are answered.
+
+What stands in for LLMRouter (`support.remote`) misbehaves on command; everything else is the gateway's own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from support.gateway import Gateway
+from support.processes import wait_for
+from support.remote import router_file, stand_in_python
+from support.strategy import EASY, HARD, STRONG, WEAK
+from support.topology import pair, routed_config
+from support.upstreams import Upstreams
+from support.wheels import example_wheel
+
+REASONS = {
+    "DIE": "worker_died",
+    "SEGFAULT": "worker_died",
+    "HANG": "worker_deadline",
+    "LEAK": "worker_memory",
+    "STRANGER": "worker_nonsense",
+    "RUBBISH": "worker_nonsense",
+    "IMPORT": "worker_broken",
+    "KILLED": "worker_died",
+}
+BAD_PLUGIN = """
+class Bad:
+    models, scale = ("openai/weak-model", "openai/strong-model"), "quality"
+    def score(self, texts, users):
+        raise RuntimeError("a plugin's own mistake")
+def make():
+    return Bad()
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(upstreams: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    directory = tmp_path_factory.mktemp("own-processes")
+    home = directory / "gateway"
+    home.mkdir()
+    python = stand_in_python(directory / "venv")
+    config = str(router_file(directory / "router"))
+    process = {"config": config, "python": python, "memory_mb": 100, "deadline_ms": 1_900}
+    strategies: dict[str, dict[str, Any]] = {
+        f"does-{word.lower()}": {"kind": "elo", "llmrouter": {**process, "deadline_ms": 500 if word == "HANG" else 1_900}}
+        for word in REASONS
+    }
+    strategies["unimportable"] = {"kind": "causallm", "llmrouter": process}
+    # Installed as packages are: what the gateway finds on its path beside the configuration counts.
+    with zipfile.ZipFile(example_wheel(directory)) as archive:
+        archive.extractall(home)
+    (home / "bad.py").write_text(BAD_PLUGIN)
+    (home / "bad-1.0.dist-info").mkdir()
+    (home / "bad-1.0.dist-info/entry_points.txt").write_text("[pointsman.strategies]\nbad = bad:make\n")
+    models = ["openai/weak-model", "openai/strong-model"]
+    strategies["mine"] = {"kind": "custom", "entry_point": "length", "options": {"models": models, "words": 5}}
+    strategies["mistaken"] = {"kind": "custom", "entry_point": "bad"}
+    strategies["unmade"] = {"kind": "custom", "entry_point": "length", "options": {"models": ["one"]}}
+    groups = {f"to-{name}": name for name in strategies}
+    entries = [entry for group in groups for entry in pair(upstreams, group)]
+    instance = Gateway(routed_config(entries, strategies, groups), home, None)
+    instance.start()
+    for word in REASONS:
+        wait_for(lambda word=word: process_of(instance, word)["state"] == "ready", 30, f"{word} is ready")  # type: ignore[misc]
+    yield instance
+    instance.kill()  # the last test killed its supervisor already
+
+
+def process_of(gateway: Gateway, word: str) -> dict[str, Any]:
+    found: dict[str, Any] = gateway.strategy(f"does-{word.lower()}")["process"]
+    return found
+
+
+def ask(gateway: Gateway, strategy: str, text: str) -> httpx.Response:
+    body = {"model": f"to-{strategy}", "messages": [{"role": "user", "content": text}]}
+    return gateway.admin.post("/v1/chat/completions", json=body)
+
+
+@pytest.mark.parametrize("word", REASONS)
+def test_every_request_is_answered_and_told_why_and_it_recovers(gateway: Gateway, word: str) -> None:
+    name = f"does-{word.lower()}"
+    well = ask(gateway, name, HARD)
+    assert (well.status_code, well.headers["x-pointsman-model"]) == (200, f"openai/{STRONG}")
+    assert well.headers["x-pointsman-strategy"] == name
+    assert ask(gateway, name, EASY).headers["x-pointsman-model"] == f"openai/{WEAK}"
+
+    before = process_of(gateway, word)
+    if word == "KILLED":
+        os.kill(before["pid"], signal.SIGKILL)
+        wait_for(lambda: process_of(gateway, word)["state"] != "ready", 10, "its end was noticed")
+    hit = ask(gateway, name, f"{word} now")
+    meanwhile = ask(gateway, name, EASY)
+    for answer in (hit, meanwhile):
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["message"]["content"]
+    assert (hit.headers["x-pointsman-fallback"], hit.headers["x-pointsman-strategy"]) == (REASONS[word], "litellm")
+    process = process_of(gateway, word)
+    assert process["last_failure"]["reason"] == REASONS[word]
+    assert process["refused"][REASONS[word]] >= 1
+
+    if word == "IMPORT":  # nobody tries again and again what cannot work; an operator may
+        assert process["state"] == "broken"
+        assert gateway.strategy(name)["degraded"]
+        gateway.admin.post(f"/pointsman/strategies/{name}/reload").raise_for_status()
+    after = wait_for(lambda: (now := process_of(gateway, word))["state"] == "ready" and now, 30, "it is ready again")
+    assert after["restarts"] == before["restarts"] + 1
+    assert after["pid"] != before["pid"]
+    again = ask(gateway, name, HARD)
+    assert (again.headers["x-pointsman-model"], again.headers.get("x-pointsman-fallback")) == (f"openai/{STRONG}", None)
+
+
+def test_what_cannot_be_imported_is_said(gateway: Gateway) -> None:
+    answer = ask(gateway, "unimportable", EASY)
+    assert (answer.status_code, answer.headers["x-pointsman-fallback"]) == (200, "worker_broken")
+    row = gateway.strategy("unimportable")
+    assert "No module named 'vllm', which CausalLMRouter needs" in row["last_error"]
+    assert row["process"]["state"] == "broken"
+
+
+def test_code_of_ones_own(gateway: Gateway) -> None:
+    for text, model in (("two words", WEAK), ("a good deal more words than five", STRONG)):
+        answer = ask(gateway, "mine", text)
+        assert answer.headers["x-pointsman-model"] == f"openai/{model}"
+        assert (answer.headers["x-pointsman-strategy"], answer.headers["x-pointsman-version"]) == ("mine", "1.0.0")
+    assert [row["error"] for row in gateway.strategy("mine")["workers"]] == [None, None]
+
+
+def test_code_that_fails_costs_the_strategy_alone(gateway: Gateway) -> None:
+    for _ in range(8):  # until both workers met it
+        answer = ask(gateway, "mistaken", EASY)
+        assert (answer.status_code, answer.headers["x-pointsman-fallback"]) == (200, "error")
+    assert {row["error"] for row in gateway.strategy("mistaken")["workers"]} <= {None, "RuntimeError while scoring"}
+    assert any(row["error"] for row in gateway.strategy("mistaken")["workers"])
+
+
+def test_code_that_cannot_be_made(gateway: Gateway) -> None:
+    answer = ask(gateway, "unmade", EASY)
+    assert (answer.status_code, answer.headers["x-pointsman-fallback"]) == (200, "plugin_broken")
+    assert all("give two or more models" in row["error"] for row in gateway.strategy("unmade")["workers"])
+
+
+def test_they_end_even_with_a_supervisor_that_was_killed(gateway: Gateway) -> None:
+    """The last test: nobody told them to end, and one of them hangs."""
+    pids = [process_of(gateway, word)["pid"] for word in REASONS]
+    assert all(pids)
+    assert ask(gateway, "does-hang", "HANG").status_code == 200
+    os.kill(gateway.pid, signal.SIGKILL)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 10, "all of them are gone")
