@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -19,12 +20,12 @@ from pointsman.errors import BundleError, ConfigError
 from pointsman.mlops.data import read_queries
 from pointsman.mlops.llmrouter import IMPORTERS
 from pointsman.mlops.llmrouter.base import Context, Imported, Importer, mismatch
-from pointsman.mlops.llmrouter.upstream import VERSION, construct, picks, read_config, stored_embeddings
+from pointsman.mlops.llmrouter.upstream import VERSION, construct, picks, read_config, stored_embeddings, talking_to_stderr
 from pointsman.mlops.probes import stable
 from pointsman.mlops.train import default_name
 from pointsman.mlops.trainers.base import Progress, silent
 from pointsman.strategies.base import Encoder, Matrix, Personal, Strategy
-from pointsman.strategies.bundle import build_bundle, parse_bundle, save_bundle
+from pointsman.strategies.bundle import DEFAULT_MAX_BYTES, build_bundle, parse_bundle, save_bundle
 from pointsman.strategies.encoders.nothing import NoEncoder
 from pointsman.strategies.files import canonical_json, sha256_hex
 from pointsman.strategies.manifest import Provenance
@@ -60,7 +61,7 @@ def import_strategy(
         config: LLMRouter's YAML file.
         data: held-out queries to compare on, JSON lines with `query` and perhaps `user` or `user_id`.
         out: directory; made if it is not there.
-        encoder: that made the embeddings which LLMRouter learned from.
+        encoder: that made the embeddings which LLMRouter learned from; without effect where the router trained one of its own.
         name: of the strategy; by default the catalogue's.
         version: by default made from the digests of artifact and configuration.
         trust_artifact: the operator allows that code inside the artifact is executed.
@@ -89,7 +90,7 @@ def import_strategy(
     if importer.artifact:
         _trusted(trust_artifact, config, settings, progress)
     encoder = encoder if importer.text else NoEncoder()
-    if importer.text and encoder.kind == "none":
+    if importer.text and importer.encoder is None and encoder.kind == "none":
         raise ConfigError(
             f"{kind} looks at the text: it needs the encoder that made LLMRouter's embeddings",
             code="E4204",
@@ -97,36 +98,44 @@ def import_strategy(
             mend="a bundle whose encoder is taken, or an encoder's name",
         )
     progress(f"constructing LLMRouter's {importer.name}")
-    context = construct(importer, config, settings, encoder)
+    with talking_to_stderr():
+        context = construct(importer, config, settings, encoder)
+        if importer.encoder is not None:
+        progress("exporting the router's own encoder")
+        encoder = importer.encoder(context)
+        context = replace(context, dimensions=encoder.dimensions)
     likeness = _same_embeddings(importer, context, encoder) if importer.text else {}
-    imported = importer.read(context)
-    own = picks(importer, context, encoder, queries, users)
-    vectors = encoder.encode(queries)
-    proof: dict[str, Any] = {}
-    strategy = imported.strategy
-    for strategy in (imported.strategy, *([imported.precise] if imported.precise is not None else [])):
-        proof = _compare(strategy, imported, vectors, users, own)
-        if proof["largest_difference"] <= proof["allowed"]:
-            break
-    proof |= {"queries": len(queries), "queries_sha256": digest, "distinct_choices": len(set(own)), **likeness}
-    _refuse_unequal(proof, kind, data)
-    artifact = sha256_hex(context.artifact.read_bytes()) if context.artifact is not None else None
-    origin = _origin(importer, config, artifact, proof, imported.note)
-    called = name or default_name(kind)
-    number = version or f"{(artifact or origin['config_sha256'])[:8]}-{sha256_hex(canonical_json(origin))[:8]}"
-    content = build_bundle(
-        name=called,
-        version=number,
-        encoder=encoder,
-        strategy=strategy,
-        provenance=Provenance(code_version=installed_version("pointsman"), seed=0, rows=0, settings={"imported": origin}),
-        probe_texts=stable(encoder, strategy),
-    )
-    path = out / f"{called}-{number}.zip"
-    loaded = parse_bundle(content, where=str(path))
-    again = _compare(loaded.strategy, imported, loaded.encoder.encode(queries), users, own)
-    _refuse_unequal(again, kind, data)
-    bundle = save_bundle(path, content)
+        imported = importer.read(context)
+        own = picks(importer, context, encoder, queries, users)
+        vectors = encoder.encode(queries)
+        proof: dict[str, Any] = {}
+        strategy = imported.strategy
+        for strategy in (imported.strategy, *([imported.precise] if imported.precise is not None else [])):
+            proof = _compare(strategy, imported, vectors, users, own)
+            if proof["largest_difference"] <= proof["allowed"]:
+                break
+        proof |= {"queries": len(queries), "queries_sha256": digest, "distinct_choices": len(set(own)), **likeness}
+        _refuse_unequal(proof, kind, data)
+        artifact = sha256_hex(context.artifact.read_bytes()) if context.artifact is not None else None
+        origin = _origin(importer, config, artifact, proof, imported.note)
+        called = name or default_name(kind)
+        number = version or f"{(artifact or origin['config_sha256'])[:8]}-{sha256_hex(canonical_json(origin))[:8]}"
+        content = build_bundle(
+            name=called,
+            version=number,
+            encoder=encoder,
+            strategy=strategy,
+            provenance=Provenance(code_version=installed_version("pointsman"), seed=0, rows=0, settings={"imported": origin}),
+            probe_texts=stable(encoder, strategy),
+        )
+        path = out / f"{called}-{number}.zip"
+        limit = max(DEFAULT_MAX_BYTES, len(content))  # an encoder of the router's own may be large
+    loaded = parse_bundle(content, where=str(path), max_bytes=limit)
+        again = _compare(loaded.strategy, imported, loaded.encoder.encode(queries), users, own)
+        _refuse_unequal(again, kind, data)
+    bundle = save_bundle(path, content, max_bytes=limit)
+    if bundle.size > DEFAULT_MAX_BYTES:
+        progress(f"gateways take it only with the strategy's `max_bytes` at {bundle.size} or more")
     progress(
         f"{len(queries)} queries, {len(set(own))} different choices: all as LLMRouter's; largest difference of a score "
         f"{proof['largest_difference']:.1e}"

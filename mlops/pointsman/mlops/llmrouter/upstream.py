@@ -20,7 +20,17 @@ from pointsman.errors import ConfigError
 from pointsman.mlops.llmrouter.base import Context, Importer, Scores
 from pointsman.strategies.base import Encoder
 
-__all__ = ["EMBEDDING", "VERSION", "artifact_path", "construct", "embedding_by", "picks", "read_config", "stored_embeddings"]
+__all__ = [
+    "EMBEDDING",
+    "VERSION",
+    "artifact_path",
+    "construct",
+    "embedding_by",
+    "picks",
+    "read_config",
+    "stored_embeddings",
+    "talking_to_stderr",
+]
 
 VERSION = "0.4.0"
 """Release of `llmrouter-lib` whose formats are read."""
@@ -38,7 +48,7 @@ def _missing(error: ImportError) -> ConfigError:
 
 
 @contextlib.contextmanager
-def _talking_to_stderr() -> Iterator[None]:
+def talking_to_stderr() -> Iterator[None]:
     """LLMRouter prints as it goes; our standard output is for the bundle's path."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
@@ -97,7 +107,7 @@ def construct(importer: Importer, path: Path, config: Mapping[str, Any], encoder
     # Read by a library at its import: without it LiteLLM, which LLMRouter imports, asks the network for prices.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     artifact = artifact_path(config, path) if importer.artifact else None
-    with _talking_to_stderr():
+    with talking_to_stderr():
         try:
             module = importlib.import_module(importer.module)
         except ImportError as error:
@@ -138,7 +148,7 @@ def picks(
     importer: Importer, context: Context, encoder: Encoder, queries: Sequence[str], users: Sequence[str | None]
 ) -> list[str]:
     """What LLMRouter's own `route_single` chooses."""
-    with _talking_to_stderr(), embedding_by(context, encoder):
+    with talking_to_stderr(), embedding_by(context, encoder):
         return [
             str(context.router.route_single(importer.query(text, user))["model_name"])
             for text, user in zip(queries, users, strict=True)
