@@ -32,6 +32,7 @@ class Ticket:
         started: monotonic time in seconds.
         asked: our headers of the request, names in lower case.
         endpoint: what is asked for (`custom_router.request.Endpoint`), once LiteLLM has told.
+        given: what is to be embedded.
         wish: what the request, its key and its team ask of routing (`custom_router.override.Wish`), once that was checked.
         conversation: digest by which the next turn finds who served this one, where a policy wants it.
         cascade: state of the cascade that was made of it (`custom_router.cascades.service.State`).
@@ -48,6 +49,7 @@ class Ticket:
     started: float = field(default_factory=time.monotonic)
     asked: Mapping[str, str] = field(default_factory=dict)
     endpoint: Literal["text", "embedding", "other"] | None = None
+    given: object = None
     wish: object | None = None
     conversation: bytes | None = None
     cascade: object | None = None

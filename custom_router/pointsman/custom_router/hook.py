@@ -158,6 +158,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         if endpoint is None:
             return
         ticket.endpoint = endpoint
+        ticket.given = data.get("input") if endpoint == "embedding" else None
         role = getattr(user_api_key_dict, "user_role", None)
         try:
             ticket.wish = read_wish(
@@ -230,7 +231,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             wish=ticket.wish if isinstance(ticket.wish, Wish) else self._without_headers(metadata),
             messages=turns,
             system=kwargs.get("system") or kwargs.get("instructions"),
-            given=kwargs.get("input") if endpoint == "embedding" else None,
+            given=ticket.given,  # the router keeps it from its callbacks
             asker=asker if isinstance(asker, str) and asker else key_user,
             session=_session(kwargs, metadata),
             max_tokens=_limit(kwargs),
