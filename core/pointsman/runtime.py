@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pointsman.custom_router.embed import embed
 from pointsman.decisions.store import DecisionStore
 from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
 from pointsman.process.channel import Channel, ChannelClosedError
@@ -55,7 +56,7 @@ class Runtime:
         self.worker = worker
         self.settings = settings
         self.aliases = aliases
-        self.strategies = StrategyRegistry()
+        self.strategies = StrategyRegistry(Path(settings.encoders_dir) if settings.encoders_dir else None, embed)
         self.decisions = DecisionStore(database_url, settings.decisions)
         self.on_drain: Callable[[], None] = lambda: None
         self.models: ModelSync | None = None

@@ -252,6 +252,11 @@ class PointsmanSettings(_Section):
     require_signature: bool = Field(
         True, description="What `require_signature` is for every strategy that does not say. Off in the profile `local` only."
     )
+    encoders_dir: str | None = Field(
+        None,
+        description="Directory of encoders' files that bundles name and do not hold; each is called by its sha256. "
+        "A relative path counts from the YAML file's directory.",
+    )
     strategies: dict[StrategyName, StrategySettings] = Field(default_factory=dict, description="Learned strategies by name.")
     routing: RoutingSettings = Field(default_factory=RoutingSettings, description="Which strategy decides for which group.")
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings, description="How the gateway stops.")

@@ -53,8 +53,9 @@ class StrategyService:
         self._workers = workers
         self._snapshots: dict[str, Snapshot] = {}
         self._rollout = open_rollout(database_url, cache_dir)
+        encoders = Path(settings.encoders_dir) if settings.encoders_dir else None
         self._reloaders = {
-            name: Reloader(name, _served(strategy), cache_dir / name, self._rollout, self._publish)
+            name: Reloader(name, _served(strategy), cache_dir / name, self._rollout, self._publish, encoders_dir=encoders)
             for name, strategy in settings.strategies.items()
             if strategy.source is not None and how(name, strategy) in ("bundle", "cascade")
         }

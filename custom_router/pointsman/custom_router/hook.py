@@ -23,6 +23,7 @@ from pointsman.custom_router.cascades.calls import inner_target, narrow
 from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
 from pointsman.custom_router.decide import Decider
 from pointsman.custom_router.deployments import eligible, map_prices
+from pointsman.custom_router.embed import ASKING
 from pointsman.custom_router.override import Wish, read_wish
 from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
 from pointsman.custom_router.text import text_of
@@ -204,6 +205,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         kwargs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         metadata = _metadata(kwargs)
+        ASKING.set(metadata)
         left = await eligible(group, deployments, messages, kwargs)
         retries = (_number(metadata.get("attempted_retries")), _number(kwargs.get("fallback_depth")))
         if ticket.picked is not None and retries > ticket.retries:

@@ -71,6 +71,9 @@ _PATHS = (("source",), ("llm_data_path",), ("llmrouter", "config"), ("llmrouter"
 
 def _make_absolute(source: Source, section: Mapping[str, Any], origins: Mapping[str, Mapping[str, KeyPath]]) -> None:
     """Relative paths count from the file that they stand in."""
+    encoders = section.get("encoders_dir")
+    if isinstance(encoders, str) and encoders and not encoders.startswith("/") and isinstance(section, dict):
+        section["encoders_dir"] = str(source.mark(("pointsman", "encoders_dir")).path.parent / encoders)
     strategies = section.get("strategies")
     for name, strategy in strategies.items() if isinstance(strategies, dict) else ():
         if not isinstance(strategy, dict):

@@ -9,6 +9,7 @@ from pointsman.mlops.data import Dataset
 from pointsman.mlops.lsa import fit_tfidf
 from pointsman.strategies.base import Encoder, Matrix
 from pointsman.strategies.bundle import load_bundle
+from pointsman.strategies.encoders.file import is_encoder_file, load_encoder
 from pointsman.strategies.encoders.hashing import HashingEncoder
 from pointsman.strategies.encoders.nothing import NoEncoder
 
@@ -19,12 +20,12 @@ FITTED = {"tfidf": 192, "hashing": 1024, "none": 1}
 
 
 def encoder_from_bundle(path: Path) -> Encoder:
-    """The encoder of a bundle, so that another strategy can be trained on, or imported to, the same vectors.
+    """An encoder file's encoder, or a bundle's, so that another strategy can be trained on, or imported to, the same vectors.
 
     Raises:
         BundleError, SourceError: see `load_bundle`.
     """
-    return load_bundle(path).encoder
+    return load_encoder(path) if is_encoder_file(path) else load_bundle(path).encoder
 
 
 def ready_encoder(name: str) -> Encoder:

@@ -21,6 +21,7 @@ from pointsman.errors import BundleError, SourceError
 from pointsman.strategies.archive import looks_like_pickle, pack, pack_arrays, pickle_error, unpack, unpack_arrays
 from pointsman.strategies.base import Encoder, Matrix, Personal, Scale, Strategy, WithFiles
 from pointsman.strategies.encoders.local import external_files
+from pointsman.strategies.encoders.remote import RemoteEncoder
 from pointsman.strategies.files import canonical_json, sha256_hex, write_atomic
 from pointsman.strategies.kinds import ENCODERS, STRATEGIES, make_encoder
 from pointsman.strategies.manifest import (
@@ -145,6 +146,8 @@ def build_bundle(
     Raises:
         BundleError: E4306, E4308: what a loader would refuse.
     """
+    if isinstance(encoder, RemoteEncoder):
+        encoder = encoder.with_probes(probe_texts)
     members: dict[str, bytes] = {}
     native = encoder.files() if isinstance(encoder, WithFiles) else {}
     if not external:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from pointsman.errors import BundleError
 from pointsman.settings import StrategySettings
 from pointsman.strategies.archive import PICKLE_SUFFIXES, pickle_error
-from pointsman.strategies.bundle import Bundle, load_bundle, too_large
+from pointsman.strategies.bundle import Bundle, too_large
+from pointsman.strategies.isolation import load_isolated
 from pointsman.strategies.pointer import Pointer, check_sequence, parse_pointer, verify
 from pointsman.strategies.sources import Source
 from pointsman.strategies.sources.receive import receive, receive_pointer
@@ -41,8 +44,11 @@ class Fetcher:
         SourceError, ProcessError: the source or the disk is not as it should be; to be tried again.
     """
 
-    def __init__(self, name: str, settings: StrategySettings, source: Source, vault: Vault) -> None:
+    def __init__(
+        self, name: str, settings: StrategySettings, source: Source, vault: Vault, encoders_dir: Path | None = None
+    ) -> None:
         self._name, self._settings, self._source, self._vault = name, settings, source, vault
+        self._load = partial(load_isolated, max_bytes=settings.max_bytes, encoders_dir=encoders_dir)
 
     def pointer(self, known: str | None, sequence: int, digest: str | None) -> Proposal | None:
         """The pointer, unless its tag is still `known`. `sequence`, `digest`: see `check_sequence`."""
@@ -86,13 +92,7 @@ class Fetcher:
         with opened:
             try:
                 receive(opened, incoming, max_bytes=self._settings.max_bytes, sha256=pointer.sha256, size=pointer.size)
-                bundle = load_bundle(
-                    incoming,
-                    max_bytes=self._settings.max_bytes,
-                    expect_sha256=pointer.sha256,
-                    expect_name=self._name,
-                    where=opened.where,
-                )
+                bundle = self._load(incoming, expect_sha256=pointer.sha256, expect_name=self._name, where=opened.where)
                 self._check(bundle, pointer, opened.where)
                 self._vault.adopt(incoming, bundle.sha256)
             except BundleError as error:
@@ -119,7 +119,7 @@ class Fetcher:
         with opened:
             try:
                 receive(opened, incoming, max_bytes=self._settings.max_bytes)
-                bundle = load_bundle(incoming, max_bytes=self._settings.max_bytes, where=opened.where)
+                bundle = self._load(incoming, where=opened.where)
                 self._check(bundle, None, opened.where)
                 self._vault.adopt(incoming, bundle.sha256)
             except BundleError as error:
@@ -136,9 +136,8 @@ class Fetcher:
                 self._checked_pointer(kept.pointer, where)
             elif self._settings.require_signature:
                 raise BundleError("the copy was taken without a signature, and one is required now", code="E4303", where=where)
-            bundle = load_bundle(
+            bundle = self._load(
                 self._vault.path(kept.sha256),
-                max_bytes=self._settings.max_bytes,
                 expect_sha256=kept.sha256,
                 expect_name=self._name if kept.pointer is not None else None,
             )

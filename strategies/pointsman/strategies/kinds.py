@@ -9,9 +9,11 @@ from pointsman.errors import BundleError
 from pointsman.strategies.base import Arrays, Encoder, Params, Strategy, WithFiles
 from pointsman.strategies.constant import LargestStrategy, SmallestStrategy
 from pointsman.strategies.elo import EloStrategy
+from pointsman.strategies.encoders.concat import ConcatEncoder
 from pointsman.strategies.encoders.hashing import HashingEncoder
 from pointsman.strategies.encoders.nothing import NoEncoder
 from pointsman.strategies.encoders.onnx import LongformerEncoder, MinilmEncoder, OnnxEncoder
+from pointsman.strategies.encoders.remote import RemoteEncoder
 from pointsman.strategies.encoders.static import StaticEncoder
 from pointsman.strategies.encoders.tfidf import TfidfEncoder
 from pointsman.strategies.ensemble import EnsembleStrategy
@@ -31,11 +33,13 @@ ENCODERS: Mapping[str, type[Encoder]] = MappingProxyType(
     {
         kind.kind: kind
         for kind in (
+            ConcatEncoder,
             HashingEncoder,
             LongformerEncoder,
             MinilmEncoder,
             NoEncoder,
             OnnxEncoder,
+            RemoteEncoder,
             StaticEncoder,
             TfidfEncoder,
         )

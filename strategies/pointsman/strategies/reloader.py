@@ -53,6 +53,7 @@ class Reloader:
         rollout: keeper of the desired state.
         publish: gives a snapshot to every worker; called once per generation, in order.
         source: instead of the one that `settings.source` names.
+        encoders_dir: see `load_bundle`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Reloader:
         rollout: Rollout,
         publish: Publish,
         source: Source | None = None,
+        encoders_dir: Path | None = None,
     ) -> None:
         self.name = name
         self._settings = settings
@@ -73,7 +75,7 @@ class Reloader:
         self._bare = is_bundle(self._location)
         vault = Vault(cache_dir)
         self._problems = Problems(name)
-        self._fetcher = Fetcher(name, settings, self._source, vault)
+        self._fetcher = Fetcher(name, settings, self._source, vault, encoders_dir)
         self._stage = Stage(name, vault, self._fetcher, publish, self._problems)
         self._polling, self._changing = asyncio.Lock(), asyncio.Lock()
         self._proposal: Pointer | None = None
