@@ -51,17 +51,27 @@ def train_strategy(
         ConfigError: E4206 (no such kind), E4204 (data are missing), E4203 (settings).
         BundleError: E4320, the data cannot be used.
     """
+    from pointsman.mlops.sizes import KINDS, make_by_size
     from pointsman.mlops.train import read_prices, train
     from pointsman.mlops.trainers import TRAINERS
     from pointsman.mlops.vectors import FITTED, encoder_from_bundle
 
     values = parse_settings(settings)
+    if kind in KINDS:
+        if llm_data is None or values or encoder is not None:
+            raise ConfigError(
+                f"{kind} is made from the models' sizes alone",
+                code="E4204",
+                where="--llm-data",
+                mend="give --llm-data FILE.json",
+            )
+        return make_by_size(kind, llm_data, out, name=name, progress=progress)
     if kind not in TRAINERS:
         raise ConfigError(
             f"there is no trainer for {kind!r}",
             code="E4206",
             where="--strategy",
-            mend=f"one of {', '.join(sorted(TRAINERS))}",
+            mend=f"one of {', '.join(sorted({*TRAINERS, *KINDS}))}",
         )
     if data is None:
         raise ConfigError("training needs data", code="E4204", where="--data", mend="give a .jsonl or .jsonl.gz file")

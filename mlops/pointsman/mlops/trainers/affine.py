@@ -43,8 +43,8 @@ class Ridge:
         known: (n, m).
     """
 
-    def __init__(self, vectors: Matrix, targets: Matrix | Wide, known: NDArray[np.bool_]) -> None:
-        wide = vectors.astype(np.float64)
+    def __init__(self, vectors: Matrix | Wide, targets: Matrix | Wide, known: NDArray[np.bool_]) -> None:
+        wide = vectors.astype(np.float64, copy=False)
         self._shape = targets.shape[1], vectors.shape[1]
         self._unit = max(float((wide * wide).sum(axis=1).mean()), 1e-12) if len(wide) else 1.0
         # Models that the same rows know share a matrix; mostly that is all of them.
