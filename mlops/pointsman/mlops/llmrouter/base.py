@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointsman.errors import BundleError
-from pointsman.strategies.base import Matrix, Strategy
+from pointsman.strategies.base import Encoder, Matrix, Strategy
 
 __all__ = ["Context", "Imported", "Importer", "Scores", "mismatch"]
 
@@ -82,6 +82,7 @@ class Importer:
         query: text and user -> what LLMRouter's `route_single` is asked.
         stored: context and limit -> training queries and the embeddings that LLMRouter learned from; None: where most routers
             have them (`upstream.stored_embeddings`).
+        encoder: makes the bundle's encoder out of a router that trained one of its own; None: it is given.
     """
 
     kind: str
@@ -92,6 +93,7 @@ class Importer:
     artifact: bool = True
     query: Callable[[str, str | None], dict[str, Any]] = lambda text, user: {"query": text, "user_id": user or 0}
     stored: Callable[[Context, int], tuple[list[str], Scores]] | None = None
+    encoder: Callable[[Context], Encoder] | None = None
 
 
 def mismatch(message: str, where: str, mend: str) -> BundleError:

@@ -22,7 +22,7 @@ import numpy as np
 
 from pointsman.mlops.llmrouter.base import Context, Imported, Importer, Scores, mismatch
 from pointsman.mlops.llmrouter.upstream import EMBEDDING
-from pointsman.strategies.base import Matrix
+from pointsman.strategies.base import Encoder, Matrix
 from pointsman.strategies.graph import GraphStrategy
 from pointsman.strategies.hybrid import HybridStrategy
 from pointsman.strategies.mf import MfStrategy
@@ -253,6 +253,23 @@ def _routerdc(context: Context) -> Imported:
     return Imported(strategy, own)
 
 
+def _routerdc_encoder(context: Context) -> Encoder:
+    """Its text encoder, which it trained together with the embeddings: the first token's state."""
+    from pointsman.mlops.encoders import export_encoder
+
+    router = context.router
+    router.model.load_state_dict(_state(context))
+    router.model.eval()
+    return export_encoder(
+        router.model.backbone,
+        pooling="cls",
+        unit=False,
+        max_tokens=512,
+        tokenizer=router.tokenizer.backend_tokenizer.to_str().encode(),
+        pad_id=int(router.tokenizer.pad_token_id),
+    )
+
+
 def _stored_routerdc(context: Context, limit: int) -> tuple[list[str], Scores]:
     """Training queries and the states that its own text encoder gives them now, with the artifact loaded."""
     torch = importlib.import_module("torch")
@@ -279,5 +296,12 @@ IMPORTERS: tuple[Importer, ...] = (
         _personalized,
         stored=_stored_personalized,
     ),
-    Importer("routerdc", "llmrouter.models.routerdc.router", "DCRouter", _routerdc, stored=_stored_routerdc),
+    Importer(
+        "routerdc",
+        "llmrouter.models.routerdc.router",
+        "DCRouter",
+        _routerdc,
+        stored=_stored_routerdc,
+        encoder=_routerdc_encoder,
+    ),
 )

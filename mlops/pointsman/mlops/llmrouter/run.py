@@ -101,10 +101,10 @@ def import_strategy(
     with talking_to_stderr():
         context = construct(importer, config, settings, encoder)
         if importer.encoder is not None:
-        progress("exporting the router's own encoder")
-        encoder = importer.encoder(context)
-        context = replace(context, dimensions=encoder.dimensions)
-    likeness = _same_embeddings(importer, context, encoder) if importer.text else {}
+            progress("exporting the router's own encoder")
+            encoder = importer.encoder(context)
+            context = replace(context, dimensions=encoder.dimensions)
+        likeness = _same_embeddings(importer, context, encoder) if importer.text else {}
         imported = importer.read(context)
         own = picks(importer, context, encoder, queries, users)
         vectors = encoder.encode(queries)
@@ -129,11 +129,11 @@ def import_strategy(
             probe_texts=stable(encoder, strategy),
         )
         path = out / f"{called}-{number}.zip"
-        limit = max(DEFAULT_MAX_BYTES, len(content))  # an encoder of the router's own may be large
-    loaded = parse_bundle(content, where=str(path), max_bytes=limit)
+        largest = max(DEFAULT_MAX_BYTES, len(content))  # an encoder of the router's own may be large
+        loaded = parse_bundle(content, where=str(path), max_bytes=largest)
         again = _compare(loaded.strategy, imported, loaded.encoder.encode(queries), users, own)
         _refuse_unequal(again, kind, data)
-    bundle = save_bundle(path, content, max_bytes=limit)
+    bundle = save_bundle(path, content, max_bytes=largest)
     if bundle.size > DEFAULT_MAX_BYTES:
         progress(f"gateways take it only with the strategy's `max_bytes` at {bundle.size} or more")
     progress(
