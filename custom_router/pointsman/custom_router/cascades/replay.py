@@ -21,6 +21,9 @@ __all__ = ["PROVIDER", "ReplayLLM", "deployment", "deployment_id", "handler"]
 
 PROVIDER = "pointsman-replay"
 
+FREE = ("input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost", "cache_creation_input_token_cost")
+"""All of what LiteLLM would look for a price of."""
+
 
 def deployment_id(group: str) -> str:
     """`model_info.id` of the deployment that gives answers again in a group."""
@@ -32,7 +35,7 @@ def deployment(group: str, like: Mapping[str, Any]) -> dict[str, Any]:
     later filters look at, and with no price."""
     params = like.get("litellm_params") or {}
     kept = {key: params[key] for key in ("tags", "tag_regex", "order") if params.get(key) is not None}
-    free = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
+    free = dict.fromkeys(FREE, 0.0)
     return {
         "model_name": group,
         "litellm_params": {"model": f"{PROVIDER}/{group}", **free, **kept},
