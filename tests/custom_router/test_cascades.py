@@ -402,12 +402,8 @@ def planned(*parts: tuple[str, str | None], down: Sequence[str] = ()) -> Callabl
         if role == "plan":
             items = [{"task": task} | ({"model": model} if model else {}) for task, model in parts]
             return plan(items, question_of(messages))
-        return (
-            None
-            if name in down
         asked = str(messages[-1]["content"])
         return None if name in down else f"{name} on {json.loads(asked[asked.index('{') :])['part']}"
-        )
 
     return say
 
