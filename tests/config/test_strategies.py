@@ -37,7 +37,7 @@ def config(tmp_path: Path, arguments: dict[str, Any], env: dict[str, str] | None
 @pytest.mark.requirement("R-2.2", "R-2.3", "R-2.4")
 def test_a_local_strategy_is_translated(tmp_path: Path) -> None:
     (tmp_path / "current.json").write_text("{}")
-    (tmp_path / "llms.json").write_text(json.dumps({"small": {"model": "mock/cheap"}}))
+    (tmp_path / "llms.json").write_text(json.dumps({"small": {"model": "mock/cheap"}, "strong": {}}))
     arguments = {
         "model_path": "current.json",
         "llm_data_path": "llms.json",

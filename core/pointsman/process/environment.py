@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from pointsman.database_url import parts_of
 from pointsman.errors import ConfigError
 from pointsman.litellm_config import GatewayConfig, litellm_environment, write_effective
+from pointsman.litellm_config.candidates import aliases_of, read_candidates
 from pointsman.settings import PointsmanSettings
 
 __all__ = ["candidate_aliases", "most_connections", "pooled_url", "worker_environment"]
@@ -111,7 +111,7 @@ def candidate_aliases(settings: PointsmanSettings) -> dict[str, dict[str, str]]:
 
 def _aliases(path: Path) -> dict[str, str]:
     try:
-        data = json.loads(path.read_text("utf-8"))
+        return aliases_of(read_candidates(path))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot read the candidates' metadata: {error}",
@@ -119,8 +119,3 @@ def _aliases(path: Path) -> dict[str, str]:
             where=str(path),
             mend="give LLMRouter's llm_data JSON",
         ) from error
-    if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
-        raise ConfigError(
-            "not an object of candidates", code="E4203", where=str(path), mend='write {"name": {"model": ..., ...}, ...}'
-        )
-    return {name: str(entry["model"]) for name, entry in data.items() if entry.get("model")}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pointsman.custom_router.request import Candidate
+from pointsman.strategies.matching import Names
 
 __all__ = ["POLICY", "match", "order"]
 
@@ -23,14 +24,14 @@ def match(
         aliases: bundle's name -> deployment's id or model (`pointsman.routing.candidates`, LLMRouter's metadata).
 
     Returns:
-        deployment id -> bundle's name, and the ids that no name fits. The same name may fit several deployments.
+        deployment id -> bundle's name, and the ids that no name fits. The same name may fit several deployments. A name
+        that is the same but for case or provider fits where no other does.
     """
-    known: dict[str, str] = {name: name for name in models}
-    known.update({alias: name for name, alias in aliases.items() if name in known})
+    known = Names(models, aliases)
     matched: dict[str, str] = {}
     unmatched: list[str] = []
     for candidate in candidates:
-        name = next((known[name] for name in candidate.names if name in known), None)
+        name = known.find(candidate.names)
         if name is None:
             unmatched.append(candidate.deployment_id)
         else:

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from pointsman.custom_router.override import Wish
 from pointsman.custom_router.text import text_of
+from pointsman.strategies.matching import names_of
 
 __all__ = ["Candidate", "Endpoint", "Prices", "RoutingRequest", "candidate_of", "text_of"]
 
@@ -92,14 +93,10 @@ def candidate_of(deployment: Mapping[str, Any], map_prices: Callable[[str], Pric
     params = deployment.get("litellm_params") or {}
     model = str(params.get("model") or "")
     deployment_id = str(info.get("id") or model)
-    bare = model.split("/", 1)[-1]
-    names = [deployment_id, model, bare, bare.rsplit("/", 1)[-1]]
-    base = info.get("base_model")
-    if base:
-        names.append(str(base))
+    base = str(info["base_model"]) if info.get("base_model") else None
     given = [_price(info, params, f"{kind}_cost_per_token") for kind in ("input", "output")]
     cached = _price(info, params, "cache_read_input_token_cost")
-    known = map_prices(str(base or model)) if None in given or cached is None else None
+    known = map_prices(base or model) if None in given or cached is None else None
     prices = None
     if given[0] is not None or known is not None:
         prices = Prices(
@@ -109,7 +106,7 @@ def candidate_of(deployment: Mapping[str, Any], map_prices: Callable[[str], Pric
             cached if cached is not None else known.cached if known and given[0] is None else None,
         )
     cost = prices.input * 1e6 if prices is not None else None
-    return Candidate(deployment_id, model, tuple(dict.fromkeys(names)), cost, prices)
+    return Candidate(deployment_id, model, names_of(deployment_id, model, base), cost, prices)
 
 
 def _price(info: Mapping[str, Any], params: Mapping[str, Any], key: str) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pointsman.cascade_settings import CASCADE_KINDS
+from pointsman.litellm_config.cascades import check_cascades
 from pointsman.litellm_config.checks import (
     check_environment,
     check_references,
@@ -117,8 +118,9 @@ def _examine(path: Path, env: Mapping[str, str], extra: Iterable[Detected]) -> t
     translation = translate(source)
     settings, origins = read_settings(source, translation, env)
     if settings is not None:
-        check_strategies(source, settings, origins)
+        check_strategies(source, settings, origins, deployments)
         check_routing(source, settings, deployments, translation.name)
+        check_cascades(source, settings, deployments, origins)
     check_references(source, deployments, env)
     database_url = check_environment(source, env)
     problems = _sorted(source)

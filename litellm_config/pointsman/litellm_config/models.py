@@ -26,6 +26,7 @@ class Deployment:
     model: str
     model_id: str | None
     params: Mapping[str, Any]
+    base_model: str | None = None
 
     @property
     def provider(self) -> str | None:
@@ -96,7 +97,9 @@ def _deployment(source: Source, index: int, entry: Any) -> Deployment | None:
         return None
     if model.startswith("mock/") or params.get("custom_llm_provider") == "mock":
         _check_mock(source, (*path, "litellm_params", "mock"), params.get("mock"))
-    return Deployment(index, group, model, model_id, params)
+    info = entry.get("model_info")
+    base = info.get("base_model") if isinstance(info, dict) else None
+    return Deployment(index, group, model, model_id, params, base if isinstance(base, str) else None)
 
 
 def _text(source: Source, path: KeyPath, mapping: Mapping[str, Any], what: str) -> str | None:

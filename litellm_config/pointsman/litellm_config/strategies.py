@@ -6,16 +6,17 @@ decides in a callback. Strategies of ours (`linear`) are written in the same way
 
 from __future__ import annotations
 
-import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from pointsman.cascade_settings import SOURCELESS_KINDS
+from pointsman.litellm_config.candidates import check_candidates
 from pointsman.litellm_config.elsewhere import check_elsewhere
+from pointsman.litellm_config.models import Deployment
 from pointsman.litellm_config.problems import KeyPath
 from pointsman.litellm_config.source import Source
 from pointsman.litellm_config.tables import (
@@ -185,13 +186,19 @@ def local_path(location: str) -> Path | None:
     return None if "://" in location else Path(location)
 
 
-def check_strategies(source: Source, settings: PointsmanSettings, where: Mapping[str, Mapping[str, KeyPath]]) -> None:
+def check_strategies(
+    source: Source,
+    settings: PointsmanSettings,
+    where: Mapping[str, Mapping[str, KeyPath]],
+    deployments: Iterable[Deployment],
+) -> None:
     """Check what the types cannot: pickles, kinds that are not served, keys that are missing, files that are not there.
 
     Args:
         source: takes the problems.
         settings: valid settings, with absolute paths.
         where: strategy -> its key -> where that stands in the file, for those that `translate` made.
+        deployments: usable entries of `model_list`.
     """
     for name, strategy in settings.strategies.items():
         origins = where.get(name, {})
@@ -213,8 +220,11 @@ def check_strategies(source: Source, settings: PointsmanSettings, where: Mapping
         elif strategy.require_signature and strategy.source.lower().endswith(".zip"):
             message = "a bare bundle carries no signature, and signatures are required: it will not be taken"
             source.warn(at("source"), "E4206", message, "Give its pointer (.json), or `require_signature: false`.")
-        if strategy.llm_data_path is not None:
-            _check_metadata(source, at("llm_data_path"), Path(strategy.llm_data_path))
+
+    def metadata(name: str) -> KeyPath:
+        return where.get(name, {}).get("llm_data_path", ("pointsman", "strategies", name, "llm_data_path"))
+
+    check_candidates(source, settings, deployments, metadata)
 
 
 def _check_source(source: Source, path: KeyPath, location: str) -> None:
@@ -250,17 +260,3 @@ def _is_pickle(file: Path) -> bool:
     except OSError:
         return False
     return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5
-
-
-def _check_metadata(source: Source, path: KeyPath, file: Path) -> None:
-    mend = 'Give LLMRouter\'s llm_data JSON: {"name": {"model": ..., "input_price": ...}, ...}.'
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        source.problem(path, "E4203", f"{file} cannot be read: {error.strerror or type(error).__name__}", mend)
-        return
-    except (ValueError, RecursionError):
-        source.problem(path, "E4203", f"{file} is not JSON", mend)
-        return
-    if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
-        source.problem(path, "E4203", f"{file} is not an object of candidates", mend)
