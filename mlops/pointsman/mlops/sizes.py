@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,9 @@ from pointsman.strategies.manifest import Provenance
 
 __all__ = ["KINDS", "billions", "make_by_size"]
 
-KINDS = {"smallest": SmallestStrategy, "largest": LargestStrategy}
+KINDS: Mapping[str, type[SmallestStrategy | LargestStrategy]] = MappingProxyType(
+    {"smallest": SmallestStrategy, "largest": LargestStrategy}
+)
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+)([KMBT]?)")
 _UNITS = {"K": 1e-6, "M": 1e-3, "B": 1.0, "": 1.0, "T": 1e3}
 

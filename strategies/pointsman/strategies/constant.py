@@ -26,6 +26,7 @@ class _BySize:
         sizes: float64 (m,), billions of parameters, not negative.
     """
 
+    kind: ClassVar[str]
     direction: ClassVar[float]
 
     def __init__(self, models: tuple[str, ...], sizes: NDArray[np.float64]) -> None:

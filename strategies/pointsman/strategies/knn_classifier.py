@@ -2,7 +2,8 @@
 
 This is what scikit-learn's KNeighborsClassifier computes, and so LLMRouter's kNN: the score of a model is its share of the
 votes, all equal or weighted by 1 / distance (a prompt at distance 0 then outvotes all that are not). Of equally distant
-prompts the one that stands first counts; of models with equal votes the first one wins, so each model's score is lowered by
+prompts the one that stands first counts (scikit-learn's pick among those at the very distance of the k-th hangs on the
+layout of a heap, and is not copied); of models with equal votes the first one wins, so each model's score is lowered by
 its place, by 5e-6 in all, which is less than half a millionth part of a vote.
 """
 
