@@ -78,11 +78,16 @@ CATALOGUE: dict[str, ErrorSpec] = {
         ErrorSpec("E4311", 422, "bundle_blocked", "The bundle was rolled back and is blocked."),
         ErrorSpec("E4312", 422, "pointer_format", "The pointer is not what it should be."),
         ErrorSpec("E4313", 409, "nothing_to_roll_back", "There is no earlier good bundle to return to."),
-        ErrorSpec("E4314", 422, "bundle_isolation", "Verifying the bundle in a process of its own crashed, hung or took too much."),
+        ErrorSpec(
+            "E4314", 422, "bundle_isolation", "Verifying the bundle in a process of its own crashed, hung or took too much."
+        ),
         ErrorSpec("E4315", 422, "encoder_native", "An encoder's model or tokeniser is not accepted."),
         ErrorSpec("E4316", 422, "encoder_missing", "A file of the bundle's encoder is not on this machine."),
+        ErrorSpec("E4317", 422, "bundle_code", "The archive holds code; none is ever taken from a bundle."),
+        ErrorSpec("E4318", 422, "bundle_work", "A decision by the bundle would take too much work."),
         ErrorSpec("E4320", 400, "training_data", "The training data cannot be used."),
         ErrorSpec("E4321", 409, "import_mismatch", "What was imported does not do what LLMRouter does; nothing was written."),
+        ErrorSpec("E4330", 422, "code_wheel", "The wheel is not one that is taken, or cannot be loaded."),
         ErrorSpec("E4400", 502, "source_unreachable", "The bundle's source cannot be reached."),
         ErrorSpec("E4401", 502, "source_credentials", "The bundle's source refuses the credentials, or there are none."),
         ErrorSpec("E4404", 502, "source_missing", "The bundle's source has no such object."),

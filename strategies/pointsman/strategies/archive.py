@@ -20,13 +20,25 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from pointsman.errors import BundleError
+from pointsman.strategies.files import strict_json
 from pointsman.strategies.manifest import MANIFEST, NATIVE_FILE
 
 __all__ = ["PICKLE_SUFFIXES", "looks_like_pickle", "pack", "pack_arrays", "pickle_error", "unpack", "unpack_arrays"]
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".bin")
+PICKLE_MEMBERS = (".pkl", ".pickle", ".pt", ".pth", ".joblib")
+"""Within an archive; .bin is no sign of one there."""
+
+CODE_SUFFIXES = (
+    *(".py", ".pyc", ".pyd", ".pyo", ".pth", ".whl", ".egg", ".zip", ".jar", ".js", ".mjs", ".cjs", ".wasm", ".lua", ".sh"),
+    *(".bash", ".bat", ".cmd", ".ps1", ".exe", ".dll", ".dylib", ".so", ".o", ".a", ".ko", ".node"),
+)
 MAX_ENTRIES = 16
 MAX_MANIFEST = 4 * 2**20
+MAX_HEADER = 256 * 1024
+"""Bytes of a file's description of its arrays; the parser would take 100 MB."""
+MAX_ARRAYS = 1024
+MAX_AXES = 4
 _MEMBER = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,63}}\.safetensors|{NATIVE_FILE}")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _LAYOUT = "a bundle is an uncompressed zip of manifest.json and *.safetensors; make one with `pointsman mlops train`"
@@ -39,6 +51,16 @@ def pickle_error(where: str) -> BundleError:
         code="E4205",
         where=where,
         mend="turn it into a bundle with `pointsman strategies import` in the training environment, or train a new one",
+    )
+
+
+def code_error(name: str, where: str) -> BundleError:
+    """E4317."""
+    return BundleError(
+        f"the archive holds {name!r}, which is code; a bundle has numbers only, and nothing of it is ever executed",
+        code="E4317",
+        where=f"{where} {name!r}",
+        mend="leave it out; a strategy that is code is installed as an entry point (`llmrouter-custom`)",
     )
 
 
@@ -92,8 +114,7 @@ def unpack(data: bytes, where: str) -> dict[str, bytes]:
 
 def _check_entries(entries: list[zipfile.ZipInfo], length: int, where: str) -> None:
     names = [entry.filename for entry in entries]
-    # A member ending in .pkl is PyTorch's layout; .bin and the rest are not looked for inside an archive.
-    if any(name.endswith(".pkl") for name in names):
+    if any(name.lower().endswith(PICKLE_MEMBERS) for name in names):  # .pkl: PyTorch's layout
         raise pickle_error(where)
     if len(entries) > MAX_ENTRIES:
         raise BundleError(f"the archive has {len(entries)} members; at most {MAX_ENTRIES}", where=where, mend=_LAYOUT)
@@ -111,6 +132,8 @@ def _check_entries(entries: list[zipfile.ZipInfo], length: int, where: str) -> N
             raise BundleError(f"the archive names {name!r}, outside itself", code="E4310", where=f"{where} {name!r}")
         if names.count(entry.filename) > 1:
             raise BundleError(f"the archive has {name!r} twice", code="E4310", where=f"{where} {name!r}")
+        if name.lower().endswith(CODE_SUFFIXES) or re.search(r"\.so(\.\d+)*$", name):
+            raise code_error(name, where)
         if name != MANIFEST and not _MEMBER.fullmatch(name):
             raise BundleError(f"the archive has {name!r}, which no bundle has", where=f"{where} {name!r}", mend=_LAYOUT)
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 0x1:
@@ -136,8 +159,38 @@ def unpack_arrays(data: bytes, where: str) -> dict[str, NDArray[Any]]:
     Raises:
         BundleError: E4300.
     """
+    _check_header(data, where)
     try:
         arrays: dict[str, NDArray[Any]] = load_safetensors(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:  # KeyError: a type that NumPy lacks
         raise BundleError(f"not readable as safetensors: {error}", where=where) from error
     return arrays
+
+
+def _check_header(data: bytes, where: str) -> None:
+    """What a file claims, before anything is allocated for it (https://github.com/huggingface/safetensors#format).
+
+    A claim is refused that is too long, names too many arrays or axes, or has an array without an element: a shape such as
+    (2**60, 0) takes no byte in the file, and a copy with one element more would take all memory.
+    """
+
+    def wrong(message: str) -> BundleError:
+        return BundleError(f"not readable as safetensors: {message}", where=where)
+
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(len(data) - 8, MAX_HEADER):
+        raise wrong(f"it claims a header of {length} bytes; at most {MAX_HEADER}, and no more than there are")
+    try:
+        header = strict_json(data[8 : 8 + length])
+    except ValueError as error:
+        raise wrong(str(error)) from error
+    if not isinstance(header, dict) or len(header) > MAX_ARRAYS:
+        raise wrong(f"its header is no object of at most {MAX_ARRAYS} arrays")
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if not isinstance(shape, list) or len(shape) > MAX_AXES:
+            raise wrong(f"{name[:64]!r} has no shape of at most {MAX_AXES} axes")
+        if not all(type(size) is int and 0 < size <= len(data) for size in shape):
+            raise wrong(f"{name[:64]!r} has a shape that its bytes do not fill")

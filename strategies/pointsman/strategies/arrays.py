@@ -21,7 +21,7 @@ ArraySpec = tuple[tuple[str, ...], tuple[str | int, ...]]
 class ParamsModel(BaseModel):
     """Base of the parameters of encoders and strategies."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 M = TypeVar("M", bound=ParamsModel)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ __all__ = [
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 PROBE_TOLERANCE = 1e-3
+MAX_ELEMENTS = 2**27
+"""Numbers of a strategy's arrays: a decision looks at each of them about once, and so takes some 0.1 s at most."""
+PROBE_SECONDS = 2.0
+"""That a decision may take, the quicker of two tries: far more than a deadline allows, and the end of one that hangs."""
 _ENCODER_FILE = "encoder.safetensors"
 _STRATEGY_FILE = "strategy.safetensors"
 
@@ -268,6 +273,13 @@ def too_large(where: str, max_bytes: int) -> BundleError:
     )
 
 
+def too_much_work(message: str, where: str) -> BundleError:
+    """E4318."""
+    return BundleError(
+        message, code="E4318", where=where, mend="train a smaller one: fewer rows, fewer dimensions, a quicker encoder"
+    )
+
+
 def parse_bundle(
     data: bytes,
     *,
@@ -354,7 +366,10 @@ def _assemble(
         )
     if encoder_digest(encoder) != manifest.encoder.sha256:
         raise BundleError("the encoder's digest is not the manifest's", code="E4302", where=f"{MANIFEST} encoder.sha256")
-    strategy = strategy_type.from_parts(manifest.models, manifest.params, arrays.get(_STRATEGY_FILE, {}))
+    own = arrays.get(_STRATEGY_FILE, {})
+    if (elements := sum(array.size for array in own.values())) > MAX_ELEMENTS:
+        raise too_much_work(f"the strategy has {elements} numbers; at most {MAX_ELEMENTS}", _STRATEGY_FILE)
+    strategy = strategy_type.from_parts(manifest.models, manifest.params, own)
     if strategy.dimensions not in (0, encoder.dimensions):
         raise BundleError(
             f"the strategy wants {strategy.dimensions} dimensions, the encoder has {encoder.dimensions}",
@@ -364,18 +379,35 @@ def _assemble(
 
 
 def _probe(bundle: Bundle, where: str) -> None:
-    """The self-test, one text at a time and all at once: both ways are used."""
+    """The self-test, one text at a time and all at once: both ways are used. In time, too."""
     probes = bundle.manifest.probes
-    batch = bundle.score_batch([probe.text for probe in probes.items])
     for number, probe in enumerate(probes.items):
-        single = bundle.score(probe.text)
-        for column, model in enumerate(bundle.models):
-            promised = probe.scores[model]
-            for got in (single[model], float(batch[number, column])):
-                if not abs(got - promised) <= probes.tolerance:  # written so that NaN fails
-                    raise BundleError(
-                        f"probe {number} gives {model!r} {got:.6f}, the manifest promises {promised:.6f}",
-                        code="E4309",
-                        where=f"{where} probe {number}",
-                        mend="train it again; the code that scores is not the code that it was trained for",
-                    )
+        single, seconds = _timed(bundle, probe.text)
+        if seconds > PROBE_SECONDS:
+            seconds = min(seconds, _timed(bundle, probe.text)[1])
+        if seconds > PROBE_SECONDS:
+            raise too_much_work(f"probe {number} takes {seconds:.1f} s; at most {PROBE_SECONDS:g}", f"{where} probe {number}")
+        _compare(probe, probes.tolerance, single, f"{where} probe {number}")
+    batch = bundle.score_batch([probe.text for probe in probes.items])
+    if batch.shape != (len(probes.items), len(bundle.models)):
+        raise BundleError(f"scores of shape {batch.shape} for {len(probes.items)} probes", code="E4307", where=where)
+    for number, probe in enumerate(probes.items):
+        scores = dict(zip(bundle.models, batch[number].tolist(), strict=True))
+        _compare(probe, probes.tolerance, scores, f"{where} probe {number}")
+
+
+def _timed(bundle: Bundle, text: str) -> tuple[dict[str, float], float]:
+    started = time.perf_counter()
+    return bundle.score(text), time.perf_counter() - started
+
+
+def _compare(probe: Probe, tolerance: float, scores: Mapping[str, float], where: str) -> None:
+    for model, promised in probe.scores.items():
+        got = scores[model]
+        if not abs(got - promised) <= tolerance:  # written so that NaN fails
+            raise BundleError(
+                f"the probe gives {model!r} {got:.6f}, the manifest promises {promised:.6f}",
+                code="E4309",
+                where=where,
+                mend="train it again; the code that scores is not the code that it was trained for",
+            )

@@ -29,7 +29,8 @@ TIE = 1e-6
 nor by the last bits of a matrix product, which differ between machines."""
 
 BLOCK = 256
-"""Rows of a batch that are compared at once; bounds the memory of similarities."""
+SIMILARITIES = 2**24
+"""Prompts of a batch that are compared at once, and similarities that are held at once (64 MiB)."""
 
 
 class KnnParams(ParamsModel):
@@ -84,7 +85,8 @@ class KnnStrategy:
 
     def score(self, vectors: Matrix) -> Matrix:
         """See `Strategy.score`."""
-        blocks = [self._score(vectors[start : start + BLOCK]) for start in range(0, len(vectors), BLOCK)]
+        block = max(1, min(BLOCK, SIMILARITIES // len(self._vectors)))
+        blocks = [self._score(vectors[start : start + block]) for start in range(0, len(vectors), block)]
         return np.concatenate(blocks) if blocks else np.empty((0, len(self._models)), np.float32)
 
     def _score(self, vectors: Matrix) -> Matrix:
