@@ -20,7 +20,18 @@ from pointsman.errors import BundleError
 from pointsman.strategies.files import canonical_json, sha256_hex, strict_json
 from pointsman.strategies.manifest import Name, Sha256
 
-__all__ = ["FORMAT", "MAX_POINTER", "Pointer", "check_sequence", "parse_pointer", "sign", "signed_bytes", "verify"]
+__all__ = [
+    "FORMAT",
+    "MAX_POINTER",
+    "Pointer",
+    "check_sequence",
+    "parse_pointer",
+    "safe_key",
+    "sign",
+    "signed_bytes",
+    "verify",
+    "verify_bytes",
+]
 
 FORMAT = "pointsman/pointer/1"
 MAX_POINTER = 64 * 1024
@@ -30,7 +41,7 @@ DOMAIN = b"pointsman pointer v1\n"
 """Stands before what is signed, so that a signature made for anything else is worthless here and the other way round."""
 
 
-def _safe_key(value: str) -> str:
+def safe_key(value: str) -> str:
     """A relative path without surprises: no scheme, no root, no step upwards, one spelling."""
     parts = value.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\\" in value or ":" in value or any(ord(char) < 32 for char in value):
@@ -57,7 +68,7 @@ class Pointer(BaseModel):
 
     format: Literal["pointsman/pointer/1"] = "pointsman/pointer/1"
     strategy: Name
-    bundle: Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_safe_key)]
+    bundle: Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(safe_key)]
     sha256: Sha256
     size: Annotated[int, Field(gt=0, lt=2**53)]
     manifest_sha256: Sha256
@@ -94,10 +105,18 @@ def sign(pointer: Pointer, key: Ed25519PrivateKey, key_id: str) -> Pointer:
 
 
 def verify(pointer: Pointer, trusted: Mapping[str, str], *, required: bool, where: str) -> None:
+    """Check the signature of a pointer; see `verify_bytes`."""
+    verify_bytes(signed_bytes(pointer), pointer.key_id, pointer.signature, trusted, required=required, where=where)
+
+
+def verify_bytes(
+    signed: bytes, key_id: str | None, signature: str | None, trusted: Mapping[str, str], *, required: bool, where: str
+) -> None:
     """Check the signature.
 
     Args:
-        pointer: as read.
+        signed: what the signature is over.
+        key_id, signature: name of the key, base64 of the signature; None: there is none.
         trusted: key id -> base64 of the public key.
         required: refuse what no trusted key signed. Otherwise only a signature in the name of a trusted key is checked.
         where: for messages.
@@ -105,7 +124,7 @@ def verify(pointer: Pointer, trusted: Mapping[str, str], *, required: bool, wher
     Raises:
         BundleError: E4303.
     """
-    if pointer.signature is None or pointer.key_id is None:
+    if signature is None or key_id is None:
         if required:
             raise BundleError(
                 "the pointer is not signed, and a signature is required",
@@ -114,11 +133,11 @@ def verify(pointer: Pointer, trusted: Mapping[str, str], *, required: bool, wher
                 mend="publish with `--key`, or set `require_signature: false`",
             )
         return
-    encoded = trusted.get(pointer.key_id)
+    encoded = trusted.get(key_id)
     if encoded is None:
         if required:
             raise BundleError(
-                f"the pointer is signed by {pointer.key_id!r}, which is no trusted key",
+                f"the pointer is signed by {key_id!r}, which is no trusted key",
                 code="E4303",
                 where=where,
                 mend=f"add its public key to `trusted_keys`; known: {sorted(trusted) or 'none'}",
@@ -128,16 +147,16 @@ def verify(pointer: Pointer, trusted: Mapping[str, str], *, required: bool, wher
         public = Ed25519PublicKey.from_public_bytes(base64.b64decode(encoded, validate=True))
     except ValueError as error:
         raise BundleError(
-            f"the trusted key {pointer.key_id!r} is no Ed25519 public key in base64",
+            f"the trusted key {key_id!r} is no Ed25519 public key in base64",
             code="E4303",
-            where=f"trusted_keys.{pointer.key_id}",
+            where=f"trusted_keys.{key_id}",
             mend="copy what `pointsman mlops keygen` printed",
         ) from error
     try:
-        public.verify(base64.b64decode(pointer.signature, validate=True), signed_bytes(pointer))
+        public.verify(base64.b64decode(signature, validate=True), signed)
     except (InvalidSignature, binascii.Error, ValueError) as error:
         raise BundleError(
-            f"the signature by {pointer.key_id!r} is wrong: the pointer was changed, or the key is another of that name",
+            f"the signature by {key_id!r} is wrong: the pointer was changed, or the key is another of that name",
             code="E4303",
             where=where,
             mend="publish again with the right key",

@@ -122,7 +122,9 @@ def _load_llmrouter(spec: dict[str, Any]) -> tuple[Scorer, dict[str, Any]]:
     router = _router_class(spec["class"])(spec["config"])
 
     def score(text: str, user: str | None) -> dict[str, Any]:
-        query = {"query": text} if user is None else {"query": text, "user_id": user}
+        query: dict[str, Any] = {"query": text}
+        if user is not None and user.isdecimal():  # LLMRouter's users are numbers
+            query["user_id"] = int(user)
         answer = router.route_single(query)
         name = answer.get("model_name") if isinstance(answer, dict) else None
         if not isinstance(name, str):
