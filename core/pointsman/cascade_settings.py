@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["CASCADE_KINDS", "SOURCELESS_KINDS", "CascadeSettings"]
 
@@ -45,3 +47,9 @@ class CascadeSettings(BaseModel):
     deadline_ms: float = Field(
         30_000.0, ge=10, le=600_000, description="Milliseconds for everything before the call that answers."
     )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.hopeless > self.threshold:
+            raise ValueError("`hopeless` is above `threshold`, so that no answer would ever be doubted")
+        return self
