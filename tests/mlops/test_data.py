@@ -51,6 +51,42 @@ def test_our_shape(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.requirement("R-5.3")
+@pytest.mark.parametrize("indent", [None, 2])
+def test_llmrouters_array_for_routerdc(tmp_path: Path, indent: int | None) -> None:
+    items = [{"question": f"q{number}", "scores": {"b": 0.5, "a": 1.0}, "cluster_id": number % 3} for number in range(12)]
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(items, indent=indent))
+    data = read_dataset(path)
+    assert (data.models, data.queries[4], data.scores[4].tolist()) == (("a", "b"), "q4", [1.0, 0.5])
+    path.write_text(json.dumps([*items, {"scores": {"a": 1}}, 5, {"question": "q", "scores": {"a": 2}}]))
+    message = str(refused(path))
+    assert "line 13" in message
+    assert "line 14" in message
+    assert "line 15" in message
+    path.write_text("[1, 2")
+    assert "not JSON" in str(refused(path))
+
+
+def test_users(tmp_path: Path) -> None:
+    """Told by either shape; the same prompt of two users is two observations."""
+    data = read_dataset(write(tmp_path / "a.jsonl", [row(number, user="ann" if number else None) for number in range(12)]))
+    assert data.users == (None, *["ann"] * 11)
+    assert data.take(np.array([0, 3])).users == (None, "ann")
+    assert read_dataset(write(tmp_path / "b.jsonl", [row(number) for number in range(12)])).users is None
+    pairs = [
+        {"query": f"q{number}", "user_id": user, "model_name": model, "performance": 1.0}
+        for number in range(8)
+        for user in (0, 1)
+        for model in ("a", "b")
+    ]
+    data = read_dataset(write(tmp_path / "c.jsonl", pairs))
+    assert len(data) == 16
+    assert data.users is not None
+    assert set(data.users) == {"0", "1"}
+    assert "user" in str(refused(write(tmp_path / "d.jsonl", [row(number, user=["x"]) for number in range(12)])))
+
+
+@pytest.mark.requirement("R-5.3")
 def test_llmrouters_shape(tmp_path: Path) -> None:
     rows = [
         {"task_name": "t", "query": f"q{number}", "model_name": model, "performance": score, "embedding_id": 1, "token_num": 9}

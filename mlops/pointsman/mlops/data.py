@@ -1,10 +1,12 @@
-"""Training data: JSON lines, plain or gzipped, in one of two shapes.
+"""Training data, plain or gzipped, in one of three shapes. JSON lines:
 
 - ours, a line a prompt: `{"query": "...", "scores": {"model": 0..1}, "id": ..., "task": ..., "costs": {"model": dollars},
   "user": ...}`, of which `id`, `task`, `costs` and `user` may be absent;
 - LLMRouter's routing data, a line a prompt and model: `{"query": "...", "model_name": "...", "performance": 0..1}`, of which
   the lines of one query (and `user_id`, where there is one) become one prompt; a model that stands there several times counts
   with its mean.
+
+Or one JSON array, LLMRouter's data for RouterDC: `[{"question": "...", "scores": {"model": 0..1}, "cluster_id": ...}]`.
 """
 
 from __future__ import annotations
@@ -97,11 +99,9 @@ def read_dataset(path: Path) -> Dataset:
     rows: dict[str, _Row] = {}
     problems: list[str] = []
     shape: str | None = None
-    for number, line in enumerate(_lines(raw, path), 1):
-        if not line.strip():
-            continue
+    for number, line in _values(raw, path):
         try:
-            value = _parse(line)
+            value = _parse(line) if isinstance(line, bytes) else _from_array(line)
             found = "LLMRouter's" if "model_name" in value else "ours"
             shape = shape or found
             if found != shape:
@@ -170,6 +170,27 @@ def _parse(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _LineError("not a JSON object")
     return value
+
+
+def _values(raw: bytes, path: Path) -> Iterator[tuple[int, Any]]:
+    """Numbered: the lines that are not empty, as bytes; or, where the file is a JSON array, its items."""
+    lines = _lines(raw, path)
+    for number, line in enumerate(lines, 1):
+        if number == 1 and line.strip().startswith(b"["):
+            try:
+                items = strict_json(b"".join((line, *lines)))
+            except ValueError as error:
+                raise _error(f"not JSON: {error}", path) from error
+            yield from enumerate(items, 1)
+        elif line.strip():
+            yield number, line
+
+
+def _from_array(item: Any) -> dict[str, Any]:
+    """An item of RouterDC's array, in our shape."""
+    if not isinstance(item, dict) or "question" not in item:
+        raise _LineError("an item of the array must be an object with `question` and `scores`")
+    return {"query": item["question"], "scores": item.get("scores"), "task": item.get("task_name")}
 
 
 def _query(value: dict[str, Any]) -> str:

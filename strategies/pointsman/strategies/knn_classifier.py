@@ -4,7 +4,7 @@ This is what scikit-learn's KNeighborsClassifier computes, and so LLMRouter's kN
 votes, all equal or weighted by 1 / distance (a prompt at distance 0 then outvotes all that are not). Of equally distant
 prompts the one that stands first counts (scikit-learn's pick among those at the very distance of the k-th hangs on the
 layout of a heap, and is not copied); of models with equal votes the first one wins, so each model's score is lowered by
-its place, by 5e-6 in all, which is less than half a millionth part of a vote.
+its place: by at most 5e-6, and always by less than half a vote.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class KnnClassifier(KnnStrategy):
         if params.metric == "cosine":
             lengths = np.sqrt(self._squares)[:, None]
             self._unit = (self._vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-        self._steps = np.arange(len(models)) * (TIE_STEP / len(models))
+        self._steps = np.arange(len(models)) * (min(TIE_STEP, 0.5 / params.k) / len(models))
 
     @property
     def scale(self) -> Scale:
