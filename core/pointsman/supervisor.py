@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,9 +183,17 @@ class Supervisor:
         cache_dir = options.data_dir / ("bundles" if options.embedded else f"serve-{options.port}/bundles")
         if config.settings.strategies:
             _must_be_writable(cache_dir)
-        self._remote = remote = RemoteService(config.settings, run_dir, self._env)
+        self._remote = remote = RemoteService(config.settings, run_dir, cache_dir, self._env)
         self._strategies = strategies = StrategyService(
-            config.settings, cache_dir, url, self._groups, pool.broadcast, lambda: pool.workers, remote
+            config.settings,
+            cache_dir,
+            url,
+            self._groups,
+            pool.broadcast,
+            lambda: pool.workers,
+            remote,
+            self._models,
+            self._aliases,
         )
         self._config_sync = ConfigSync(config, self._env, self._found, run_dir, pool)
         stack.push_async_callback(self._cancel_tasks)
@@ -215,6 +223,10 @@ class Supervisor:
             self._spawn(build_indexes_task(direct))
         self._spawn(self._config_sync.run())
         return pool
+
+    def _models(self) -> Sequence[Mapping[str, Any]]:
+        assert self._config_sync is not None  # noqa: S101 - narrows the type; set before anybody asks
+        return self._config_sync.models
 
     def _groups(self) -> dict[str, str]:
         assert self._config_sync is not None  # noqa: S101 - narrows the type; set before anybody asks

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointsman.litellm_config import Problem, check
@@ -46,8 +46,8 @@ def test_names_aliases_and_everything_that_llmrouter_writes_is_taken(tmp_path: P
     }
     data = {"gpt-4.1": {"size": 1800}, "mixtral": {**entry, "model": "together_ai/mistralai/Mixtral-8x7B"}, "x": {}}
     assert found(tmp_path, json.dumps(data), candidates={"x": "openai/other"}) == []
-    settings = {"strategies": {"s": {"source": "s3://b/k.json", "llm_data_path": str(tmp_path / "llms.json")}}}
-    assert candidate_aliases(PointsmanSettings.load(settings)) == {"s": {"mixtral": "together_ai/mistralai/Mixtral-8x7B"}}
+    section = {"strategies": {"s": {"source": "s3://b/k.json", "llm_data_path": str(tmp_path / "llms.json")}}}
+    assert candidate_aliases(PointsmanSettings.load(section)) == {"s": {"mixtral": "together_ai/mistralai/Mixtral-8x7B"}}
 
 
 @pytest.mark.requirement("R-2.4")
@@ -100,13 +100,14 @@ def test_what_stands_twice_is_an_error(tmp_path: Path) -> None:
     assert (3, "b.size") in errors
 
 
+words = st.text('a"\\\n\u2028{}[],:', max_size=6)
 values = st.recursive(
-    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda one: st.lists(one) | st.dictionaries(st.text(), one),
+    words | st.integers(), lambda one: st.lists(one, max_size=3) | st.dictionaries(words, one, max_size=3), max_leaves=6
 )
 
 
-@given(st.dictionaries(st.text(), st.dictionaries(st.text(), values)), st.sampled_from([None, 1, 4]))
+@settings(max_examples=60)
+@given(st.dictionaries(words, st.dictionaries(words, values, max_size=4), max_size=4), st.sampled_from([None, 1, 4]))
 def test_lines_are_those_of_the_keys(
     tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any], indent: int | None
 ) -> None:

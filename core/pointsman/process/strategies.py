@@ -9,10 +9,12 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pointsman.cascade_settings import CASCADE_KINDS
 from pointsman.errors import RequestError
+from pointsman.process.fitting import fitting
 from pointsman.process.pool import Worker
 from pointsman.process.remote import RemoteService
 from pointsman.settings import PointsmanSettings, StrategySettings
@@ -34,6 +36,8 @@ class StrategyService:
         broadcast: sends a message to every worker.
         workers: the worker slots, for the status.
         remote: the strategies that have no bundle.
+        models: the entries of `model_list` in service.
+        aliases: strategy -> (bundle's candidate name -> deployment's model).
     """
 
     def __init__(
@@ -45,7 +49,10 @@ class StrategyService:
         broadcast: Callable[[Mapping[str, Any]], None],
         workers: Callable[[], Sequence[Worker]],
         remote: RemoteService,
+        models: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+        aliases: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
+        self._settings, self._models, self._aliases = settings, models, aliases
         self._names = tuple(settings.strategies)
         self._remote = remote
         self._groups = groups
@@ -101,11 +108,12 @@ class StrategyService:
             for worker in self._workers()
         ]
         row["in_use_by"] = sorted(group for group, strategy in self._groups().items() if strategy == name)
+        row |= fitting(name, self._settings, snapshot, self._models(), row["in_use_by"], self._aliases.get(name, {}))
         return row
 
     async def reload(self, name: str) -> dict[str, Any]:
         """Check the source now, or start a new process for it; the row after it."""
-        if not self._remote.restart(name):
+        if not await self._remote.reload(name):
             await self._reloader(name).reload()
         return self._row(name)
 

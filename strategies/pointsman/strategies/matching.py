@@ -43,8 +43,8 @@ class Names:
             return found
         if self._loose is None:
             self._loose = {}
-            for known, model in self._exact.items():
+            for known, meant in self._exact.items():
                 key = loose(known)
-                self._loose[key] = model if self._loose.get(key, model) == model else None
+                self._loose[key] = meant if self._loose.get(key, meant) == meant else None
         # An id is a name of its own and no model's: only the model's names are taken loosely.
         return next((model for name in names[1:] if (model := self._loose.get(loose(name))) is not None), None)

@@ -17,6 +17,7 @@ class Snapshot:
         generation: rises with each change on this instance, over restarts too.
         path: verified bundle on disk; empty: serve none (the one in service was blocked and there is no other).
         sha256, version, kind: of the bundle; empty with `path`.
+        models, scale, calibrated: its candidates, what its scores mean, and whether its evaluation has a calibration table.
     """
 
     strategy: str
@@ -25,6 +26,9 @@ class Snapshot:
     sha256: str
     version: str
     kind: str
+    models: tuple[str, ...] = ()
+    scale: str = ""
+    calibrated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

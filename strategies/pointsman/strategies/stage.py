@@ -151,6 +151,9 @@ class Stage:
             sha256=kept.sha256,
             version=bundle.version,
             kind=bundle.kind,
+            models=bundle.models,
+            scale=bundle.scale,
+            calibrated=bundle.manifest.evaluation is not None and bundle.manifest.evaluation.calibration is not None,
         )
         self.loaded_at = time.time()
         self.swaps += 1
