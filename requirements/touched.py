@@ -22,6 +22,10 @@ TOUCHED: dict[str, str] = {
     "litellm.router_strategy.tag_based_routing:get_deployments_for_tag": "its filter after ours, foreseen",
     "litellm.utils:get_excluded_filtered_deployments": "its filter after ours, foreseen",
     "litellm.utils:get_order_filtered_deployments": "its filter after ours, foreseen",
+    # Cascades (custom_router/cascades), whose answers go through a CustomLLM as well.
+    "litellm:Router.acompletion": "a cascade's calls",
+    "litellm.proxy.proxy_server:get_current_spend": "the caller's budgets, between a cascade's calls",
+    "litellm:BudgetExceededError": "what a request ends with whose cascade spent the budget",
     # The application and its router (core/).
     "litellm.proxy.proxy_server:app": "embedded",
     "litellm.proxy.proxy_server:llm_router": "deployments are changed while it runs",

@@ -98,14 +98,15 @@ def test_the_supervisor_never_loads_what_only_workers_and_training_need(module: 
     assert loaded == []
 
 
-def test_only_one_module_of_the_router_knows_litellm() -> None:
+def test_few_modules_of_the_router_know_litellm() -> None:
     """Everything that touches LiteLLM's router in few places keeps the move to its next release cheap."""
     knowing = {
         path.name
         for path in package_modules()
         if path.is_relative_to(ROOT / "custom_router") and "litellm" in _imported(path.read_text(encoding="utf-8"))
     }
-    assert knowing <= {"hook.py"}
+    # The hook, its deployments, an encoder that is a model of the gateway, a cascade's calls and replayed answers.
+    assert knowing <= {"hook.py", "deployments.py", "embed.py", "calls.py", "replay.py"}
 
 
 def _imported(source: str) -> set[str]:
