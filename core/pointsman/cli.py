@@ -13,6 +13,7 @@ import click
 
 from pointsman.commands import strategies as strategy_commands
 from pointsman.commands.database import db
+from pointsman.commands.encoders import distil, encoder
 from pointsman.commands.strategies import strategies
 from pointsman.errors import PointsmanError
 from pointsman.settings import environment
@@ -154,9 +155,7 @@ def mlops() -> None:
 @click.option("--data", type=PATH, help="JSON lines (.jsonl, .jsonl.gz): query and a score for each model.")
 @click.option("--out", type=PATH, required=True, help="Directory for the bundle and its card.")
 @click.option("--name", help="Name of the strategy that the bundle is for.  [default: llmrouter-KIND; KIND for ours]")
-@click.option(
-    "--encoder", help="Text to vector: tfidf, hashing, none, or a bundle whose encoder is taken.  [default: the kind's]"
-)
+@click.option("--encoder", help="tfidf, hashing, none, or a file: an encoder's, or a bundle's.  [default: the kind's]")
 @click.option(
     "--neighbours", type=click.IntRange(1, 1000), help="k of kNN; the same as --set k=.  [default: by cross-validation]"
 )
@@ -198,7 +197,7 @@ def mlops_train(
 @click.option("--kind", required=True, help="Kind of strategy: knn, svm, mlp, ...")
 @click.option("--llmrouter-config", "config", type=PATH, required=True, help="LLMRouter's YAML file that it was trained with.")
 @click.option("--data", type=PATH, required=True, help="Held-out queries to compare on: JSON lines with `query`.")
-@click.option("--encoder", default="none", help="What made LLMRouter's embeddings: a name, or a bundle whose encoder is taken.")
+@click.option("--encoder", default="none", help="What made LLMRouter's embeddings: an encoder's file, a bundle, or hashing:N.")
 @click.option("--out", type=PATH, required=True, help="Directory for the bundle.")
 @click.option("--name", help="Name of the strategy that the bundle is for.  [default: llmrouter-KIND]")
 @click.option("--trust-artifact", is_flag=True, help="Allow the code inside LLMRouter's artifact to be executed.")
@@ -227,6 +226,8 @@ def strategies_import(
 
 
 cli.add_command(strategies)
+strategies.add_command(encoder)
+mlops.add_command(distil)
 for command in (strategy_commands.publish, strategy_commands.keygen):
     mlops.add_command(command)
 

@@ -33,6 +33,7 @@ class Upstream:
 
     def __init__(self, answer: Callable[[str], Any] = lambda text: provider([text])[0].tolist()) -> None:
         self.answer, self.asked, self.users = answer, [], []  # type: ignore[var-annotated]
+        self.begun: asyncio.Queue[str] = asyncio.Queue()
         self.open = asyncio.Event()
         self.open.set()
 
@@ -40,6 +41,7 @@ class Upstream:
         assert model == "embedder"
         self.asked.append(text)
         self.users.append(query.user)
+        self.begun.put_nowait(text)
         await self.open.wait()
         return self.answer(text)
 
@@ -81,8 +83,7 @@ async def test_who_asks_at_once_shares_a_request() -> None:
     upstream.open.clear()
     remote = scorer(upstream)
     waiting = [asyncio.create_task(remote.score_async(Query("same"))) for _ in range(20)]
-    while not upstream.asked:
-        await asyncio.sleep(0)
+    await upstream.begun.get()
     waiting[0].cancel()
     upstream.open.set()
     results = await asyncio.gather(*waiting, return_exceptions=True)
@@ -145,8 +146,8 @@ async def test_time_runs_out_and_crowds_are_turned_away() -> None:
     upstream.open.clear()
     remote = scorer(upstream, timeout_ms=200.0)
     waiting = [asyncio.create_task(remote.score_async(Query(f"text {number}"))) for number in range(IN_FLIGHT)]
-    while len(upstream.asked) < IN_FLIGHT:
-        await asyncio.sleep(0)
+    for _ in waiting:
+        await upstream.begun.get()
     with pytest.raises(UnavailableError) as caught:
         await remote.score_async(Query("one more"))
     assert caught.value.reason == "remote_busy"
