@@ -19,6 +19,7 @@ from pointsman.litellm_config.checks import (
 from pointsman.litellm_config.detect import Detected
 from pointsman.litellm_config.effective import ENVIRONMENT, make_effective, write_yaml
 from pointsman.litellm_config.models import check_models
+from pointsman.litellm_config.policies import check_policies
 from pointsman.litellm_config.problems import InvalidConfigError, Problem
 from pointsman.litellm_config.section import read_settings
 from pointsman.litellm_config.source import Source, read_source
@@ -119,6 +120,7 @@ def _examine(path: Path, env: Mapping[str, str], extra: Iterable[Detected]) -> t
     settings, origins = read_settings(source, translation, env)
     if settings is not None:
         check_strategies(source, settings, origins, deployments)
+        check_policies(source, settings, deployments)
         check_routing(source, settings, deployments, translation.name)
         check_cascades(source, settings, deployments, origins)
     check_references(source, deployments, env)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Iterator
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -138,6 +138,8 @@ def _inner(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
 def _type(annotation: Any) -> str:
     words = {bool: "true or false", int: "whole number", float: "number", str: "text"}
     bare = _bare(annotation)
+    if get_origin(bare) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(bare))
     return "mapping" if get_origin(bare) is dict else words.get(bare, str(bare))
 
 

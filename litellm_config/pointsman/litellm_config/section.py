@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -137,6 +138,9 @@ def _explain(detail: ErrorDetails, place: KeyPath) -> tuple[str, str, str]:
 
 def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     """The section behind a type, and whether names of entries stand between."""
+    if get_origin(annotation) in {Union, types.UnionType}:
+        rest = [part for part in get_args(annotation) if part is not type(None)]
+        annotation = rest[0] if len(rest) == 1 else annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     if get_origin(annotation) is dict:
