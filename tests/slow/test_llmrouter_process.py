@@ -21,6 +21,7 @@ from pointsman.strategies.catalogue import CATALOGUE
 from pointsman.strategies.remote.owner import Owner
 from pointsman.strategies.remote.prepare import llmrouter_spec
 from support.llmrouter import environment, run_jobs
+from support.llmrouter_side import queries
 from support.marks import ROOT
 
 pytestmark = [pytest.mark.slow("llmrouter"), pytest.mark.timeout(600)]
@@ -72,6 +73,7 @@ async def until_ready(owner: Owner) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_it_names_what_llmrouter_names(trained: dict[str, Path], python: str, tmp_path: Path, kind: str) -> None:
     result = json.loads((trained[kind] / "result.json").read_text())
+    assert "choices" in result, result.get("message")
     before = sorted((path.name, path.stat().st_mtime_ns) for path in trained[kind].iterdir())
     load = partial(asyncio.to_thread, llmrouter_spec, CATALOGUE[kind], trained[kind] / "router.yaml", tmp_path)
     owner = Owner(kind, ProcessSettings(python=python, deadline_ms=20_000, memory_mb=4_096), {}, tmp_path, load)
@@ -81,7 +83,7 @@ async def test_it_names_what_llmrouter_names(trained: dict[str, Path], python: s
         await until_ready(owner)
         loaded = time.monotonic() - began
         named, took = [], []
-        for text in result["queries"]:
+        for _, text in queries(120, 3):
             started = time.perf_counter()
             (name,) = await owner.ask(text, None)
             took.append(time.perf_counter() - started)

@@ -156,11 +156,19 @@ def score(
 @click.option("--to", "destination", required=True, help="Pointer to write: s3://bucket/key/current.json, or a path.")
 @click.option("--key", type=PATH, help="Private key to sign with.")
 @click.option("--sequence", type=click.IntRange(1), help="Number to publish under.  [default: one above the present one]")
+@click.option("--strategy", help="Of a wheel (*.whl) with code of your own: the strategy that it is for.")
 @endpoint_option
-def publish(bundle: Path, destination: str, key: Path | None, sequence: int | None, endpoint_url: str | None) -> None:
-    """Upload a bundle, then point to it."""
+def publish(
+    bundle: Path, destination: str, key: Path | None, sequence: int | None, strategy: str | None, endpoint_url: str | None
+) -> None:
+    """Upload a bundle, or a wheel with code of your own, then point to it."""
     from pointsman.mlops.publish import publish as published
+    from pointsman.mlops.publish_code import publish_code
 
+    if bundle.suffix == ".whl":
+        code = publish_code(bundle, destination, strategy=strategy, key=key, sequence=sequence, s3=_s3(endpoint_url))
+        click.echo(f"{destination}: sequence {code.sequence}, sha256 {code.sha256}")
+        return
     pointer = published(bundle, destination, key=key, sequence=sequence, s3=_s3(endpoint_url))
     click.echo(f"{destination}: sequence {pointer.sequence}, sha256 {pointer.sha256}")
 

@@ -119,7 +119,7 @@ class CodeSource:
     """
 
     def __init__(
-        self, name: str, settings: StrategySettings, directory: Path, scratch: Path, changed: Callable[[], None]
+        self, name: str, settings: StrategySettings, directory: Path, scratch: Path, changed: Callable[[], object]
     ) -> None:
         assert settings.source is not None  # noqa: S101 - narrows the type; the configuration's check saw to it
         self._name, self._settings, self._directory, self._scratch = name, settings, directory, scratch
@@ -191,13 +191,13 @@ class CodeSource:
                 message = f"the pointer's sequence number is {pointer.sequence}; {self._state.sequence} was accepted already"
                 raise BundleError(message, code="E4304", where=opened.where, mend="publish again")
             tag = opened.tag
-        if pointer.sha256 not in self._refused and not (self.current and self.current.sha256 == pointer.sha256):
+        present = self.current is not None and self.current.sha256 == pointer.sha256
+        wanted = not present and pointer.sha256 not in self._refused
+        if wanted:
             self._obtain(pointer)
-        else:
-            pointer = self.current or pointer
-        self._save(self._state.model_copy(update={"sequence": max(pointer.sequence, self._state.sequence), "digest": digest}))
+        self._save(self._state.model_copy(update={"sequence": pointer.sequence, "digest": digest}))
         self._tag = tag
-        return None if self.current is not None and self.current.sha256 == pointer.sha256 else pointer
+        return pointer if wanted else None
 
     def _obtain(self, pointer: CodePointer) -> None:
         if self._wheel(pointer).is_file():
@@ -206,11 +206,15 @@ class CodeSource:
         assert opened is not None  # noqa: S101 - narrows the type; without a known tag something always comes
         incoming = self._directory / f".{pointer.sha256}.tmp"
         with opened:
-            try:
+            try:  # a rest of an interrupted download is replaced, for `receive` writes whole files
                 limit = min(self._settings.max_bytes, MAX_WHEEL)
                 receive(opened, incoming, max_bytes=limit, sha256=pointer.sha256, size=pointer.size)
                 open_wheel(incoming, max_bytes=limit, expect_sha256=pointer.sha256, where=opened.where)
                 incoming.replace(self._wheel(pointer))
+            except BundleError as error:
+                if error.code != "E4302":  # it may be on its way; whatever else is wrong with a digest's bytes stays wrong
+                    self._refused.add(pointer.sha256)
+                raise
             finally:
                 incoming.unlink(missing_ok=True)
 
@@ -248,10 +252,6 @@ class CodeSource:
         if state != self._state:
             write_atomic(self._directory / "state.json", canonical_json(state.model_dump()))
             self._state = state
-            keep = {pointer.sha256 for pointer in state.good} | ({self.current.sha256} if self.current else set())
-            for path in self._directory.glob("*.whl"):
-                if path.stem not in keep and len(keep) >= KEPT:
-                    path.unlink(missing_ok=True)
 
     async def spec(self) -> Mapping[str, Any]:
         """What the process is told to load.
@@ -285,6 +285,10 @@ class CodeSource:
         others = tuple(item for item in self._state.good if item.sha256 != pointer.sha256)
         try:
             self._save(self._state.model_copy(update={"good": (pointer, *others)[:KEPT]}))
+            keep = {item.sha256 for item in self._state.good}
+            for path in self._directory.glob("*.whl"):
+                if path.stem not in keep:
+                    path.unlink(missing_ok=True)
         except OSError as error:
             logger.error("%s: the state of its code cannot be saved: %s", self._name, error)
 

@@ -87,6 +87,8 @@ class Owner:
         self.name = name
         self.about = About()
         self.on_ready: Callable[[Owner], None] = lambda _: None
+        self.on_loaded: Callable[[], None] = lambda: None
+        self.on_unloadable: Callable[[str], None] = lambda _: None
         self._settings, self._env, self._scratch, self._load = settings, env, scratch, load
         self._state: State = "idle"
         self._failure: _Ended | None = None
@@ -188,6 +190,7 @@ class Owner:
                 await asyncio.wait_for(self._again.wait(), pause)
 
     def _note(self, ended: _Ended, *, steady: bool) -> None:
+        loaded = self._state == "ready"
         self._failures = 1 if steady else self._failures + 1
         self._failure, self._failed_at = ended, time.time()
         self._state = "broken" if ended.reason == "worker_broken" else "waiting"
@@ -196,6 +199,8 @@ class Owner:
             item = self._queue.popleft()
             if not item.answer.done():
                 item.answer.set_exception(self._refusal(ended.reason, ended.message))
+        if not loaded:
+            self.on_unloadable(ended.message)
 
     async def _live(self) -> None:
         """One process from start to end; returns when it was stopped for want of queries or is to be replaced.
@@ -251,6 +256,7 @@ class Owner:
         self._state, self._failure = "ready", None
         logger.info("%s: process %d is ready", self.name, child.process.pid)
         self.on_ready(self)
+        self.on_loaded()
         last = time.monotonic()
         while True:
             item = await self._next()

@@ -1,7 +1,8 @@
 """A wheel of the operator's own code: looked at before anything of it is used, and unpacked where nothing else lies.
 
-Only what is plain Python, for every platform, and listed with its digest is taken (PyPA's binary distribution format 1.0): no
-scripts, no `.pth`, no `.data`, no compiled code, no pickles, no links, no path that leaves the directory. Nothing is imported here.
+Only what is plain Python, for every platform, and listed with its digest is taken (PyPA's binary distribution format 1.0):
+no scripts, no `.pth`, no `.data`, no compiled code, no pickles, no links, no path that leaves the directory. Nothing is
+imported here.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ MAX_WHEEL = 32 * 2**20
 
 MAX_FILES, MAX_PATH = 2_000, 240
 TAG = "py3-none-any"
-REFUSED = frozenset(
-    ".pth .so .pyd .dll .dylib .pyc .pyo .exe .sh .bat .pkl .pickle .pt .pth .joblib .bin .zip .whl .egg".split()
-)
+_NATIVE = {".so", ".pyd", ".dll", ".dylib", ".exe", ".pyc", ".pyo"}
+_PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".bin"}  # `.pth` also is a file of paths and code, run at start
+REFUSED = frozenset({*_NATIVE, *_PICKLES, ".sh", ".bat", ".zip", ".whl", ".egg"})
 """Suffixes of what is no plain Python and no plain data."""
 
 
@@ -66,21 +67,10 @@ def open_wheel(path: Path, *, max_bytes: int, expect_sha256: str, where: str | N
             raise BundleError("the wheel's sha256 is not the pointer's", code="E4302", where=where, mend="publish it again")
         with zipfile.ZipFile(path) as archive:
             files = _read(archive, limit, where)
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-        NotImplementedError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-    ) as error:
-        raise _wrong(f"the wheel cannot be read: {error}", where) from error
-    except Exception as error:
-        if isinstance(error, BundleError):
-            raise
-        # zlib.error and what else zipfile lets through of a damaged archive
-        raise _wrong(f"the wheel cannot be read: {type(error).__name__}", where) from error
+    except BundleError:
+        raise
+    except Exception as error:  # zipfile and zlib raise a dozen things over a damaged archive
+        raise _wrong(f"the wheel cannot be read: {type(error).__name__}: {error}", where) from error
     return _described(files, expect_sha256, where)
 
 
