@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pointsman.errors import BundleError, SourceError
 from pointsman.strategies.archive import looks_like_pickle, pack, pack_arrays, pickle_error, unpack, unpack_arrays
-from pointsman.strategies.base import Encoder, Matrix, Personal, Scale, Strategy, WithFiles
+from pointsman.strategies.base import Encoder, Matrix, Personal, Scale, Strategy, UnavailableError, WithFiles
 from pointsman.strategies.encoders.local import external_files
 from pointsman.strategies.encoders.remote import RemoteEncoder
 from pointsman.strategies.files import canonical_json, sha256_hex, write_atomic
@@ -319,7 +319,10 @@ def parse_bundle(
             mend=f"train or publish it with the name {expect_name!r}",
         )
     bundle = Bundle(manifest, sha256_hex(encoded), sha256, len(data), encoder, strategy)
-    _probe(bundle, where)
+    try:
+        _probe(bundle, where)
+    except UnavailableError as error:  # a remote encoder is asked nothing here; the bundle must bring its probes' vectors
+        raise BundleError(f"the probes cannot be tried: {error.message}", code="E4309", where=where) from error
     return bundle
 
 
