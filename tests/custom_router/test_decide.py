@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman.custom_router.decide import Decider
-from pointsman.custom_router.request import Candidate, RoutingRequest
+from pointsman.custom_router.request import Candidate, Prices, RoutingRequest
 from pointsman.decisions.ticket import Ticket
-from pointsman.settings import RoutingSettings
+from pointsman.settings import RoutingSettings, StrategySettings
+from pointsman.strategies.base import Query
 
 
 class Shelf:
@@ -124,3 +127,66 @@ def test_never_an_id_already_tried_while_another_remains(failed: set[str], prese
             assert decision.order[0] not in failed
 
     asyncio.run(run())
+
+
+async def test_exploration_is_for_first_attempts_alone() -> None:
+    settings = RoutingSettings.model_validate({"default": "s", "policy": {"explore": {"share": 1.0, "among": "all"}}})
+    shelf = Shelf(s=lambda *_: {"weak": 0.2, "strong": 0.9})
+    deciding = Decider(settings, shelf, {}, capture_prompts=False, chance=random.Random(1))  # type: ignore[arg-type]
+    three = request("weak", "strong", "new")
+    picks = {(await deciding.decide(three, Ticket())).order[0] for _ in range(40)}
+    assert picks == {"weak", "strong", "new"}  # the one without a score is learned of in no other way
+    for retry, ticket in ((replace(three, retries=(1, 0)), Ticket()), (three, Ticket(failed={"new"}))):
+        for _ in range(20):
+            decision = await deciding.decide(retry, ticket)
+            assert (decision.order[0], decision.propensity, decision.policy) == ("strong", 1.0, "argmax")
+    failed = [await deciding.decide(replace(three, excluded=frozenset({"weak"})), Ticket()) for _ in range(40)]
+    assert "weak" not in {decision.order[0] for decision in failed}
+    deciding.close()
+
+
+async def test_each_strategy_has_its_own_policy_and_text() -> None:
+    read: list[str] = []
+
+    def scorer(text: str, _: str | None) -> dict[str, float]:
+        read.append(text)
+        return {"weak": 0.5, "strong": 0.6}
+
+    base = {"source": "s3://b/k.json"}
+    configured = {
+        "plain": StrategySettings.model_validate(base),
+        "weighed": StrategySettings.model_validate({**base, "policy": {"cost_weight": 0.5}, "text": {"turns": "user"}}),
+    }
+    routing = RoutingSettings(groups={"auto": "plain", "other": "weighed"})
+    shelf = Shelf(plain=scorer, weighed=scorer)
+    deciding = Decider(routing, shelf, {}, capture_prompts=False, configured=configured)  # type: ignore[arg-type]
+    messages = [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}]
+    asked = replace(request("weak", "strong", text="two"), messages=messages)
+    prices = (Prices(1e-6, 1e-6), Prices(9e-6, 9e-6))
+    asked = replace(asked, candidates=tuple(replace(c, prices=p) for c, p in zip(asked.candidates, prices, strict=True)))
+    plain = await deciding.decide(asked, Ticket())
+    weighed = await deciding.decide(replace(asked, group="other"), Ticket())
+    assert (plain.order[0], plain.policy, plain.chosen_by) == ("strong", "argmax", "group")
+    assert (weighed.order[0], weighed.policy, weighed.strategy) == ("weak", "cost", "weighed")
+    assert read == ["two", "one\ntwo"]
+    deciding.close()
+
+
+class Waiting:
+    """A strategy that waits, and has names of its own."""
+
+    version, kind, scale = "9", "custom", "rank"
+    models: tuple[str, ...] = ()
+
+    async def score_async(self, query: Query) -> dict[str, float]:
+        return {"nobody": 1.0, "weak": 0.7, "strong": 0.1} if query.text != "none" else {"nobody": 1.0}
+
+
+async def test_a_strategy_with_names_of_its_own_is_matched_by_its_answer() -> None:
+    shelf = SimpleNamespace(get=lambda name: Waiting() if name == "s" else None)
+    deciding = decider(shelf, policy={"cost_weight": 1})  # type: ignore[arg-type]
+    decision = await deciding.decide(request("strong", "weak", "new"), Ticket())
+    assert (decision.order, decision.policy, decision.scale) == (("weak", "strong", "new"), "argmax:rank", "rank")
+    assert [(item.deployment_id, item.reason) for item in decision.dropped] == [("new", "no_score")]
+    assert (await deciding.decide(request("strong", "weak", text="none"), Ticket())).fallback == "no_candidate"
+    deciding.close()
