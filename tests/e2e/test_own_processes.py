@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from support.gateway import Gateway
+from support.gateway import Gateway, pointsman
 from support.processes import wait_for
 from support.remote import router_file, stand_in_python
 from support.strategy import EASY, HARD, STRONG, WEAK
@@ -33,6 +33,14 @@ REASONS = {
     "IMPORT": "worker_broken",
     "KILLED": "worker_died",
 }
+INVERTED = """
+class Inverted:
+    models, scale = ("openai/weak-model", "openai/strong-model"), "rank"
+    def score(self, texts, users):
+        return [[0.0, 1.0] for _ in texts]
+def make(**options):
+    return Inverted()
+"""
 BAD_PLUGIN = """
 class Bad:
     models, scale = ("openai/weak-model", "openai/strong-model"), "quality"
@@ -66,6 +74,12 @@ def gateway(upstreams: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> I
     strategies["mine"] = {"kind": "custom", "entry_point": "length", "options": {"models": models, "words": 5}}
     strategies["mistaken"] = {"kind": "custom", "entry_point": "bad"}
     strategies["unmade"] = {"kind": "custom", "entry_point": "length", "options": {"models": ["one"]}}
+    published = publish(directory, "1.0.0")
+    strategies["signed"] = {
+        **{"kind": "custom", "entry_point": "length", "options": {"models": models, "words": 5}},
+        **{"source": published["to"], "allow_signed_code": True, "trusted_keys": {"tests": published["public"]}},
+        "reload_interval": 0.5,
+    }
     groups = {f"to-{name}": name for name in strategies}
     entries = [entry for group in groups for entry in pair(upstreams, group)]
     instance = Gateway(routed_config(entries, strategies, groups), home, None)
@@ -74,6 +88,18 @@ def gateway(upstreams: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> I
         wait_for(lambda word=word: process_of(instance, word)["state"] == "ready", 30, f"{word} is ready")  # type: ignore[misc]
     yield instance
     instance.kill()  # the last test killed its supervisor already
+
+
+def publish(directory: Path, version: str, module: str | None = None) -> dict[str, str]:
+    """By the command line, as an operator does; where to, and the public key."""
+    key, to = directory / "signing.key", str(directory / "published/current.json")
+    if not key.exists():
+        made = pointsman("mlops", "keygen", "--out", key, "--id", "tests")
+        (directory / "public").write_text(made.stdout.strip().split()[-1])
+    path = example_wheel(directory, version=version, module=module)
+    done = pointsman("mlops", "publish", path, "--to", to, "--key", key, "--strategy", "signed")
+    assert done.returncode == 0, done.stderr
+    return {"to": to, "public": (directory / "public").read_text()}
 
 
 def process_of(gateway: Gateway, word: str) -> dict[str, Any]:
@@ -127,6 +153,7 @@ def test_what_cannot_be_imported_is_said(gateway: Gateway) -> None:
     assert row["process"]["state"] == "broken"
 
 
+@pytest.mark.strategy("live", "custom")
 def test_code_of_ones_own(gateway: Gateway) -> None:
     for text, model in (("two words", WEAK), ("a good deal more words than five", STRONG)):
         answer = ask(gateway, "mine", text)
@@ -147,6 +174,23 @@ def test_code_that_cannot_be_made(gateway: Gateway) -> None:
     answer = ask(gateway, "unmade", EASY)
     assert (answer.status_code, answer.headers["x-pointsman-fallback"]) == (200, "plugin_broken")
     assert all("give two or more models" in row["error"] for row in gateway.strategy("unmade")["workers"])
+
+
+@pytest.mark.strategy("live", "custom")
+def test_signed_code_runs_in_its_own_process_and_a_new_version_takes_over(gateway: Gateway) -> None:
+    def row() -> dict[str, Any]:
+        return gateway.strategy("signed")
+
+    first = wait_for(lambda: (now := row())["process"]["state"] == "ready" and now, 20, "it is ready")
+    answer = ask(gateway, "signed", "two words")
+    assert (answer.headers["x-pointsman-model"], answer.headers["x-pointsman-version"]) == (f"openai/{WEAK}", "1.0.0")
+    publish(gateway.directory.parent, "2.0.0", INVERTED)
+    wait_for(lambda: (now := row())["version"] == "2.0.0" and now["process"]["state"] == "ready", 20, "the new one is ready")
+    answer = ask(gateway, "signed", "two words")
+    assert (answer.headers["x-pointsman-model"], answer.headers["x-pointsman-version"]) == (f"openai/{STRONG}", "2.0.0")
+    second = row()
+    assert (second["sequence"], second["sha256"] != first["sha256"], second["last_error"]) == (2, True, None)
+    assert second["process"]["pid"] != first["process"]["pid"]
 
 
 def test_they_end_even_with_a_supervisor_that_was_killed(gateway: Gateway) -> None:

@@ -117,6 +117,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+@pytest.mark.strategy("training", "knn", "svm", "mlp", "mf", "elo", "hybrid", "graph", "routerdc", "personalized", "linear", "ensemble")
 @pytest.mark.requirement("R-5.2", "P-14")
 @kinds
 def test_it_trains_to_a_bundle_that_loads_and_is_right(kind: str, tmp_path: Path) -> None:
@@ -145,6 +146,7 @@ def test_it_trains_to_a_bundle_that_loads_and_is_right(kind: str, tmp_path: Path
     assert again.manifest.evaluation == evaluation
 
 
+@pytest.mark.strategy("formula", "elo")
 @given(st.integers(0, 1000), st.integers(2, 6), st.floats(0, 0.6))
 @settings(max_examples=30)
 def test_elo_is_the_maximum_of_the_likelihood(seed: int, count: int, missing: float) -> None:

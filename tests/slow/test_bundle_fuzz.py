@@ -17,6 +17,7 @@ MUTATIONS = 100_000
 NATIVE = 200
 
 
+@pytest.mark.strategy("fuzzing", "bundle")
 @pytest.mark.slow("bundlefuzz")
 def test_a_hundred_thousand() -> None:
     report = fuzz(0, MUTATIONS, batch=2000)

@@ -64,6 +64,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, st
     return dict(zip(CASES, run_jobs(base, jobs), strict=True))
 
 
+@pytest.mark.strategy("parity", "knn", "svm", "mlp", "elo", "smallest", "largest")
 @pytest.mark.requirement("R-5.3")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_every_choice_is_llmrouters(results: dict[tuple[str, int, str], dict[str, Any]], case: tuple[str, int, str]) -> None:

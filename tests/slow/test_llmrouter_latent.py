@@ -21,6 +21,7 @@ ORDERS = ("alphabetical", "cheap", "best")
 HELD = 240
 
 
+@pytest.mark.strategy("parity", "mf", "hybrid", "graph", "routerdc", "personalized")
 @pytest.mark.parametrize("kind", ["mf", "hybrid", "graph", "personalized", "routerdc"])
 def test_a_bundle_chooses_what_llmrouter_chooses(kind: str, tmp_path: Path) -> None:
     """In three orders of rows: every choice the same, scores within 1e-5, on 240 queries that it never saw."""

@@ -104,6 +104,7 @@ async def test_it_names_what_llmrouter_names(trained: dict[str, Path], python: s
         await owner.stop()
 
 
+@pytest.mark.strategy("says what is missing", "causallm")
 async def test_causallm_says_what_is_missing(trained: dict[str, Path], python: str, tmp_path: Path) -> None:
     """No GPU and no vLLM here: it is said at the start, and nothing is pretended."""
     load = partial(asyncio.to_thread, llmrouter_spec, CATALOGUE["causallm"], trained["elo"] / "router.yaml", tmp_path)

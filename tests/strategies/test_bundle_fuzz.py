@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from pointsman.strategies.archive import unpack
 from pointsman.strategies.kinds import ENCODERS, STRATEGIES
 from pointsman.strategies.manifest import MANIFEST
@@ -25,6 +27,7 @@ def test_a_mutation_is_told_by_its_number() -> None:
     assert [mutated(number, seeds) for number in range(40)] == [mutated(number, seeds) for number in range(40)]
 
 
+@pytest.mark.strategy("fuzzing", "bundle")
 def test_mutated_bundles_are_refused_or_are_what_they_say() -> None:
     report = fuzz(10_000_000, 2000)
     assert report.failures == [], "see `python -m support.bundle_fuzz NUMBER`"

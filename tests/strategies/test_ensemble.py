@@ -27,6 +27,7 @@ def linear(seed: int, width: int) -> LinearStrategy:
     return LinearStrategy(MODELS, weights, np.full(3, 0.5, np.float32), "identity")
 
 
+@pytest.mark.strategy("formula", "ensemble")
 @given(st.integers(0, 1000), st.floats(0, 1), st.floats(0.01, 1))
 def test_the_mean_of_members_on_slices(seed: int, first: float, second: float) -> None:
     members = [Member(linear(seed, 3), 0, 3, first), Member(linear(seed + 1, 4), 3, 7, second)]
@@ -82,6 +83,7 @@ def test_many_members_are_refused() -> None:
         EnsembleStrategy.from_parts(MODELS, {**good.params(), "members": good.params()["members"] * 17}, good.arrays())
 
 
+@pytest.mark.strategy("formula", "smallest", "largest")
 def test_sizes_are_an_order_and_ties_go_to_the_first() -> None:
     sizes = np.array([7.0, 3.0, 7.0])
     query = np.zeros((1, 1), np.float32)

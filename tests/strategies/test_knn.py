@@ -42,6 +42,7 @@ def by_formula(knn: KnnStrategy, vector: np.ndarray) -> np.ndarray:
     return np.array(result)
 
 
+@pytest.mark.strategy("formula", "knn")
 @given(st.integers(1, 60), st.integers(0, 10_000), st.integers(1, 80), st.sampled_from([0.0, 0.3, 0.9]))
 def test_it_is_the_weighted_mean_of_the_nearest(rows: int, seed: int, k: int, missing: float) -> None:
     knn = make(rows, seed, k, missing)

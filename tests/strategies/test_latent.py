@@ -141,6 +141,7 @@ def by_formula(strategy: Strategy, x: Any) -> Any:
     return np.clip(p["weights"] @ x + p["bias"], 0, 1)
 
 
+@pytest.mark.strategy("formula", "mf", "hybrid", "graph", "routerdc", "personalized")
 @each
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 6), raw=st.booleans())
 def test_it_is_the_formula_one_by_one_like_all_at_once(make: Make, seed: int, count: int, raw: bool) -> None:

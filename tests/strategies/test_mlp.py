@@ -16,6 +16,7 @@ from pointsman.strategies.mlp import MlpStrategy
 MODELS = ("a", "b", "c")
 
 
+@pytest.mark.strategy("formula", "mlp")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])
 @pytest.mark.parametrize("output", ["score", "logits"])
@@ -61,6 +62,7 @@ def test_absurd_weights_give_finite_scores() -> None:
         assert np.isfinite(strategy.score(np.ones((2, 5), np.float32))).all()
 
 
+@pytest.mark.strategy("formula", "linear")
 def test_linear_is_scikit_learns() -> None:
     chance = np.random.default_rng(2)
     vectors = chance.standard_normal((80, 6))

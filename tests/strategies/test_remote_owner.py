@@ -134,6 +134,7 @@ async def test_it_misbehaves_and_is_replaced(make: Make, prompt: str, told: str,
     assert owner.status()["refused"] == {told: 2}
 
 
+@pytest.mark.strategy("says what is missing", "causallm")
 @pytest.mark.parametrize(
     ("kind", "at_start", "told", "says"),
     [

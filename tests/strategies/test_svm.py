@@ -50,6 +50,7 @@ def problem(seed: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return vectors, labels, chance.standard_normal((60, 5)).astype(np.float32)
 
 
+@pytest.mark.strategy("formula", "svm")
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("break_ties", [False, True])
 @given(seed=st.integers(0, 1000), classes=st.integers(2, 7))
@@ -94,6 +95,7 @@ def test_single_precision_costs_little() -> None:
     np.testing.assert_allclose(taken_out(model, np.float32).score(queries), taken_out(model).score(queries), atol=1e-5)
 
 
+@pytest.mark.strategy("formula", "svm")
 def test_regression_is_its_formula() -> None:
     chance = np.random.default_rng(1)
     vectors, queries = (chance.standard_normal((rows, 4)).astype(np.float32) for rows in (20, 9))

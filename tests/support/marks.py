@@ -36,7 +36,7 @@ def _marks_in(nodes: Iterable[ast.AST], path: str) -> Iterator[tuple[str, tuple[
                 isinstance(owner, ast.Name) and owner.id == "mark"
             ):
                 continue
-            if node.func.attr not in {"requirement", "slow", "conformance"}:
+            if node.func.attr not in {"requirement", "slow", "conformance", "strategy"}:
                 continue
             arguments = [item.value for item in node.args if isinstance(item, ast.Constant) and isinstance(item.value, str)]
             if len(arguments) != len(node.args) or node.keywords or not arguments:
@@ -63,7 +63,7 @@ def _tests_in(body: list[ast.stmt], outer: list[ast.AST], prefix: str) -> Iterat
 
 @cache
 def scan(folder: Path = TESTS) -> tuple[Mark, ...]:
-    """The `requirement`, `slow` and `conformance` marks of every test below `folder`, in order of path and line.
+    """The `requirement`, `slow`, `conformance` and `strategy` marks of every test below `folder`, in order of path and line.
 
     Raises:
         ValueError: a mark's argument is computed, so that reading the source does not tell it.

@@ -13,6 +13,7 @@ from pointsman.litellm_config.reference import configuration_page
 from support.conformance import database_page
 from support.marks import ROOT
 from support.requirements import coverage_page
+from support.strategies_table import strategies_page
 
 __all__ = ["PAGES", "errors_page", "stale"]
 
@@ -65,6 +66,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/database.md": database_page,
     "docs/errors.md": errors_page,
     "docs/headers.md": headers_page,
+    "docs/strategies.md": strategies_page,
 }
 
 
