@@ -34,6 +34,7 @@ TOUCHED: dict[str, str] = {
     "litellm:Router.upsert_deployment": "hot reload of the configuration",
     "litellm:Router.delete_deployment": "hot reload of the configuration",
     "litellm:Router.get_deployment": "hot reload of the configuration",
+    "litellm:Router.aembedding": "asks an embedding model for the encoder `remote`",
     "litellm:Router.get_model_list": "hot reload of the configuration",
     "litellm.types.router:Deployment": "hot reload of the configuration",
     "litellm.secret_managers.main:get_secret": "os.environ/ and secret managers in a changed configuration",

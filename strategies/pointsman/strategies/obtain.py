@@ -14,7 +14,8 @@ from pathlib import Path
 from pointsman.errors import BundleError, SourceError
 from pointsman.settings import S3Settings
 from pointsman.strategies.archive import PICKLE_SUFFIXES, pickle_error
-from pointsman.strategies.bundle import DEFAULT_MAX_BYTES, Bundle, load_bundle, too_large
+from pointsman.strategies.bundle import DEFAULT_MAX_BYTES, Bundle, too_large
+from pointsman.strategies.isolation import load_isolated
 from pointsman.strategies.pointer import Pointer, parse_pointer, verify
 from pointsman.strategies.sources import Opened, Source, is_bundle, open_source
 from pointsman.strategies.sources.receive import receive, receive_pointer
@@ -116,11 +117,11 @@ def load(copy: Copy, *, name: str | None = None, max_bytes: int = DEFAULT_MAX_BY
         max_bytes: size limit.
 
     Raises:
-        BundleError: see `load_bundle`; E4302, the pointer promises another manifest.
+        BundleError: see `load_isolated`; E4302, the pointer promises another manifest.
     """
     pointer = copy.pointer
     wanted = name if name is not None or pointer is None else pointer.strategy
-    bundle = load_bundle(copy.path, max_bytes=max_bytes, expect_name=wanted, where=copy.where)
+    bundle = load_isolated(copy.path, max_bytes=max_bytes, expect_name=wanted, where=copy.where)
     if pointer is not None and bundle.manifest_sha256 != pointer.manifest_sha256:
         raise BundleError("the manifest's sha256 is not the pointer's", code="E4302", where=copy.where)
     return bundle
