@@ -1,7 +1,7 @@
 """The meeting point with LiteLLM's router: `CustomLogger.async_filter_deployments` and the hooks that tell how it went.
 
 LiteLLM names the instance `router_hook` in `litellm_settings.callbacks` and calls it on every attempt, after its own cooldown,
-health and team filters. With `deployments`, the only module of this room that knows LiteLLM.
+health and team filters. With `deployments`, `embed` and two of `cascades`, the only module of this room that knows LiteLLM.
 """
 
 from __future__ import annotations
