@@ -76,11 +76,17 @@ def prepare(directory: Path, order: str, rows: int, suffix: str, hparam: dict[st
     torch = importlib.import_module("torch")
     directory.mkdir(parents=True)
     asked, names = texts(rows, 1), ordered(order)
-    for path, part in (("train.jsonl", asked), ("test.jsonl", texts(60, 2))):
-        with (directory / path).open("w") as stream:
+    for file, part in (("train.jsonl", asked), ("test.jsonl", texts(60, 2))):
+        with (directory / file).open("w") as stream:
             for number, (topic, text) in enumerate(part):
                 for name in names:
-                    row = {"task_name": topic, "query": text, "ground_truth": "", "metric": "em", "model_name": name}
+                    row: dict[str, Any] = {
+                        "task_name": topic,
+                        "query": text,
+                        "ground_truth": "",
+                        "metric": "em",
+                        "model_name": name,
+                    }
                     row |= {"performance": right(topic, text, name), "response": "", "embedding_id": number, "token_num": 9}
                     stream.write(json.dumps(row) + "\n")
     with (directory / "held.jsonl").open("w") as stream:
@@ -163,7 +169,12 @@ def personalized(directory: Path, order: str) -> Path:
 def routerdc(directory: Path, order: str) -> Path:
     transformers = importlib.import_module("transformers")
     torch = importlib.import_module("torch")
-    hparam = {"hidden_state_dim": 32, "similarity_function": "inner" if order == "best" else "cos", "n_clusters": 3, "H": 3}
+    hparam: dict[str, Any] = {
+        "hidden_state_dim": 32,
+        "similarity_function": "inner" if order == "best" else "cos",
+        "n_clusters": 3,
+        "H": 3,
+    }
     hparam |= {"source_max_token_len": 32, "target_max_token_len": 32, "top_k": 2, "last_k": 2, "temperature": 1.0}
     hparam |= {"sample_loss_weight": 0.0, "cluster_loss_weight": 1.0, "gradient_accumulation": 1, "batch_size": 32}
     hparam |= {"training_steps": 60, "learning_rate": 0.003, "eval_steps": 20, "device": "cpu"}
@@ -176,7 +187,7 @@ def routerdc(directory: Path, order: str) -> Path:
     transformers.DebertaV2Tokenizer(vocab=pieces).save_pretrained(directory / "backbone")
     torch.manual_seed(1)
     # mDeBERTa's architecture, with random weights and small: the real ones cannot be had without a network.
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     small |= {"relative_attention": True, "position_buckets": 32, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}
     small |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0, "pad_token_id": 0}
     small |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -230,12 +241,13 @@ def asked_for(kind: str, module: Any, router: Any, queries: list[tuple[str, str]
             scores.append({name: float(value) for name, value in pair.items()})
             continue
         raw = seen[-1][0] if isinstance(seen[-1], tuple) else seen[-1]
-        names = {
+        columns: dict[str, Callable[[], list[Any]]] = {
             "mf": lambda: [router.idx_to_model[number] for number in range(len(router.idx_to_model))],
             "graph": lambda: router.model_names,
             "personalized": lambda: router.llm_names,
             "routerdc": lambda: router.test_dataset.router_node,
-        }[kind]()
+        }
+        names = columns[kind]()
         scores.append({str(name): float(value) for name, value in zip(names, raw.detach().reshape(-1), strict=True)})
     return choices, scores
 

@@ -20,8 +20,8 @@ LIMIT = np.float32(1e30)
 def logistic(values: Matrix) -> Matrix:
     """1 / (1 + e^-value) in float32, without overflow; any shape."""
     small = np.exp(-np.abs(values))
-    result = np.where(values >= 0, np.ones_like(small), small) / (1 + small)
-    return result.astype(np.float32, copy=False)
+    result: Matrix = np.asarray(np.where(values >= 0, np.ones_like(small), small) / (1 + small), np.float32)
+    return result
 
 
 def apply_link(values: Matrix, link: Link) -> Matrix:
