@@ -26,17 +26,16 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in the gateway's workers; before NumPy comes
 
 import numpy as np
-from numpy.typing import NDArray
-
 from bench.strategies_data import ORDERS, RoutingSet, paired, picked, read_sets, routing_rows, weighted
 from bench.strategies_llmrouter import ROUTERS
+from numpy.typing import NDArray
+
 from pointsman.mlops.lsa import fit_tfidf
 from pointsman.mlops.trainers import TRAINERS, fit_strategy, folds, predict
 from pointsman.settings import environment
@@ -125,8 +124,8 @@ def weight_for(scores: Matrix, costs: Floats, budget: float, reference: float) -
     for weight in WEIGHTS:
         picks = weighted(scores, costs, weight, reference)
         if float(costs[np.arange(len(costs)), picks].mean()) <= budget:
-            return weight
-    return WEIGHTS[-1]
+            return float(weight)
+    return float(WEIGHTS[-1])
 
 
 def baselines(data: RoutingSet) -> dict[str, tuple[float, float]]:
@@ -223,10 +222,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
     """The tables of docs/strategies.md."""
     lines: list[str] = []
     for result in results:
-        lines += [
-            f"**{result['name']}**: {result['train']} prompts to learn from, {result['held']} held out, {result['models']} models.",
-            "",
-        ]
+        sizes = f"{result['train']} prompts to learn from, {result['held']} held out, {result['models']} models"
+        lines += [f"**{result['name']}**: {sizes}.", ""]
         lines += ["| | Quality | $ for 1000 |", "|-|-|-|"]
         lines += [f"| {name} | {quality:.3f} | {1000 * cost:.3f} |" for name, (quality, cost) in result["baselines"].items()]
         lines += ["", "| Strategy | Quality | $ for 1000 | LLMRouter: alphabetical | cheapest first | best first |"]
@@ -245,9 +242,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
                 cells += ["", ""]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-        lines += [
-            "| Decision, microseconds | p50 | p99 | with the text's encoding p50 | p99 | LLMRouter's `route_single` p50 | ratio |"
-        ]
+        lines.append("| Decision, µs | p50 | p99 | with encoding p50 | p99 | LLMRouter's `route_single` p50 | ratio |")
         lines.append("|-|-|-|-|-|-|-|")
         for row in result["rows"]:
             if "us" in row:
@@ -256,7 +251,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
                 lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     encoders = results[0]["encoders"]
-    lines += ["| Encoder, microseconds a prompt | p50 | p99 |", "|-|-|-|"]
+    lines += ["| Encoder, µs a prompt | p50 | p99 |", "|-|-|-|"]
     lines += [f"| `{name}` | {p50:.0f} | {p99:.0f} |" for name, (p50, p99) in encoders.items()]
     return "\n".join(lines) + "\n"
 

@@ -101,14 +101,16 @@ def _dataset(queries: Sequence[str], models: tuple[str, ...], scores: NDArray[np
 
 def generated(rows: int = 1200, seed: int = 0) -> tuple[Dataset, dict[str, Prices], dict[str, str]]:
     """Prompts of four topics; a cheap model that is good at two of them, a dear one that is good at all, one in between."""
-    chance = random.Random(seed)
-    topics = {
-        "count": "sum prime divide fraction triangle angle integer equation".split(),
-        "cook": "bread butter salad recipe sugar dinner kitchen lemon".split(),
-        "code": "function loop compiler thread pointer module class array".split(),
-        "court": "contract judge appeal statute clause treaty verdict liability".split(),
+    chance = random.Random(seed)  # noqa: S311 - prompts that pretend
+    words_of = {
+        "count": "sum prime divide fraction triangle angle integer equation",
+        "cook": "bread butter salad recipe sugar dinner kitchen lemon",
+        "code": "function loop compiler thread pointer module class array",
+        "court": "contract judge appeal statute clause treaty verdict liability",
+        "": "please tell me about the and of how what when which explain give some more today",
     }
-    filler = "please tell me about the and of how what when which explain give some more today".split()
+    topics = {name: text.split() for name, text in words_of.items()}
+    filler = topics.pop("")
     skill = {
         "cheap-7b": {"count": 0.2, "cook": 0.9, "code": 0.3, "court": 0.8},
         "dear-70b": {"count": 0.9, "cook": 0.9, "code": 0.9, "court": 0.85},

@@ -1,4 +1,4 @@
-"""LLMRouter's side of the comparison: trains one of its routers, asks `route_single`, writes what it picked and how long it took.
+"""LLMRouter's side of the comparison: trains one of its routers, asks `route_single`, writes what it picked, and how fast.
 
     python -m bench.strategies_llmrouter FOLDER KIND ORDER [again]       in an environment that has LLMRouter and torch
 
@@ -48,7 +48,7 @@ def main(folder: Path, kind: str, order: str, *, again: bool = False) -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002 - LLMRouter draws from it
+    np.random.seed(0)  # LLMRouter draws from it
     vectors = np.load(folder / "vectors.npz")
     queries = [json.loads(line)["query"] for line in (folder / "held.jsonl").read_text().splitlines()]
     work = folder / f"work-{kind}-{order.replace(' ', '-')}"

@@ -98,11 +98,13 @@ def test_it_learns_what_there_is_to_learn(data: Path, tmp_path: Path, encoder: s
     assert right > 9 * wrong, "and so on prompts that were never in the file"
 
 
+@pytest.mark.requirement("R-5.4")
 def test_the_card_says_the_same(data: Path, tmp_path: Path) -> None:
     bundle = load_bundle(train("knn", data, tmp_path, name="knn", prices=PRICES))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["sha256"] == bundle.sha256
     assert card["evaluation"]["rows"] == bundle.manifest.evaluation.rows  # type: ignore[union-attr]
+    assert 1 < card["decision_us"]["p50"] <= card["decision_us"]["p99"] < 1e6, "microseconds, on this machine"
     costs = [point["cost"] for point in card["cost_weights"]]
     assert costs[-1] < costs[0], "the heavier cost weighs, the cheaper it gets"
     origin = bundle.manifest.provenance

@@ -25,7 +25,10 @@ def errors_page() -> str:
         "Every error of Pointsman's own has a code. Over HTTP it is JSON in the shape that OpenAI clients read, with `code`,",
         "`param` (where) and `mend` (what to do); on the command line it is one line on stderr and exit status 1.",
     ]
+    # Those of the tree alone: what else is derived elsewhere belongs to one of its classes, and depends on what was imported.
     for error in PointsmanError.__subclasses__():
+        if error.__module__ != PointsmanError.__module__:
+            continue
         prefix = error.default_code[:3]
         lines += ["", f"## {error.__name__}: {prefix}xx", "", "| Code | HTTP | Name | Meaning |", "|-|-|-|-|"]
         lines += [

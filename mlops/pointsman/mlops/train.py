@@ -6,7 +6,8 @@ The same file, settings, seed and code give the same bytes on the same kind of m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ from pointsman.strategies.files import canonical_json, sha256_hex, strict_json, 
 from pointsman.strategies.manifest import Provenance
 
 __all__ = ["default_name", "read_prices", "train"]
+
+
+TIMED = 500
+"""Held-out prompts whose decisions are timed."""
 
 
 def default_name(kind: str) -> str:
@@ -148,7 +153,7 @@ def train(
     path = out / f"{called}-{number}.zip"
     bundle = save_bundle(path, content)
     points = frontier(predicted, judge, dict(prices or {})) if strategy.scale == "quality" else []
-    _write_card(out / "card.json", bundle, points)
+    _write_card(out / "card.json", bundle, points, _decision_us(bundle, judge.queries))
     progress(f"{path}: {bundle.size} bytes, sha256 {bundle.sha256}")
     return path
 
@@ -190,7 +195,23 @@ def read_prices(path: Path) -> dict[str, Prices]:
         raise BundleError(f"the prices are not LLMRouter's metadata: {error}", code="E4320", where=str(path)) from error
 
 
-def _write_card(path: Path, bundle: Bundle, points: list[dict[str, float]]) -> None:
+def _decision_us(bundle: Bundle, queries: Sequence[str]) -> dict[str, float]:
+    """Microseconds of a decision on this machine, text to scores, on held-out prompts.
+
+    It stands on the card and not in the bundle: the same data give the same bundle, but never the same microseconds.
+    """
+    if bundle.manifest.encoder.kind == "remote":  # a network's time is none of this machine's
+        return {}
+    taken = []
+    for query in ("", *queries[:TIMED]):
+        started = time.perf_counter_ns()
+        bundle.score(query)
+        taken.append((time.perf_counter_ns() - started) / 1000)
+    p50, p99 = np.percentile(taken[1:], (50, 99))  # the first one makes tables that all others use
+    return {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}
+
+
+def _write_card(path: Path, bundle: Bundle, points: list[dict[str, float]], decision_us: dict[str, float]) -> None:
     """What a person wants to see before publishing."""
     manifest = bundle.manifest
     card: dict[str, Any] = {
@@ -203,6 +224,7 @@ def _write_card(path: Path, bundle: Bundle, points: list[dict[str, float]]) -> N
         "provenance": manifest.provenance.model_dump(mode="json"),
         "evaluation": manifest.evaluation.model_dump(mode="json") if manifest.evaluation else None,
         "cost_weights": points,
+        "decision_us": decision_us,
     }
     if manifest.evaluation is None:
         card["note"] = "too few held-out rows with the scores of all models: this bundle is not evaluated"
