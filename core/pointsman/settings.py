@@ -164,7 +164,10 @@ class StrategySettings(_Section):
         None, description="Serve it by LLMRouter itself, in a process of its own, and from no bundle."
     )
     entry_point: str | None = Field(
-        None, min_length=1, max_length=200, description="Of kind `custom`: name of an entry point in the group `pointsman.strategies`."
+        None,
+        min_length=1,
+        max_length=200,
+        description="Of kind `custom`: name of an entry point in the group `pointsman.strategies`.",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Of kind `custom`: what its factory is called with.")
     allow_signed_code: bool = Field(

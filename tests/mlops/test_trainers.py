@@ -117,7 +117,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.mark.strategy("training", "knn", "svm", "mlp", "mf", "elo", "hybrid", "graph", "routerdc", "personalized", "linear", "ensemble")
+@pytest.mark.strategy(
+    "training", "knn", "svm", "mlp", "mf", "elo", "hybrid", "graph", "routerdc", "personalized", "linear", "ensemble"
+)
 @pytest.mark.requirement("R-5.2", "P-14")
 @kinds
 def test_it_trains_to_a_bundle_that_loads_and_is_right(kind: str, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pointsman.errors import BundleError
 from pointsman.mlops.distil import zipf_weights
 from pointsman.mlops.vectors import encoder_from_bundle
+from pointsman.strategies.assemble import encoder_digest
 from pointsman.strategies.base import Encoder, Matrix, WithFiles
-from pointsman.strategies.bundle import encoder_digest, load_bundle, parse_bundle
+from pointsman.strategies.bundle import load_bundle, parse_bundle
 from pointsman.strategies.encoders.batch import Batcher
 from pointsman.strategies.encoders.concat import ConcatEncoder
 from pointsman.strategies.encoders.file import load_encoder, pack_encoder, save_encoder

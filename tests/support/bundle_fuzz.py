@@ -220,7 +220,7 @@ def change_manifest_like(chance: random.Random, content: Any) -> None:
     parent = _at(content, tuple(parents))
     types = ("F32", "F64", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "?")
     numbers = (0, 1, 2, 3, 4, 7, 2**20, 2**31, 2**32, 2**40, 2**62, 2**63, -1, 0.5)
-    shapes = ([], [0], [2**60, 0], [0, 2**60], [1] * 9, [2**31, 2**31], [3, 4], [2**63 - 1])
+    shapes: tuple[list[int], ...] = ([], [0], [2**60, 0], [0, 2**60], [1] * 9, [2**31, 2**31], [3, 4], [2**63 - 1])
     parent[key] = chance.choice((chance.choice(types), chance.choice(numbers), chance.choice(shapes), chance.choice(NASTY)))
 
 
@@ -417,9 +417,10 @@ def attempt(data: bytes, key: SigningKey) -> str:
     except BundleError as error:
         if error.code != "E4309":
             return error.code
-        bundle = _past_the_probes(data)
-        if bundle is None:  # one at a time it scores otherwise than many at once: weights so absurd that nothing cancels
+        past = _past_the_probes(data)
+        if past is None:  # one at a time it scores otherwise than many at once: weights so absurd that nothing cancels
             return error.code
+        bundle = past
     _check(bundle)
     return "ok"
 

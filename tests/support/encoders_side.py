@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from pointsman.mlops.distil import distil
 from pointsman.mlops.encoders import export_encoder, export_minilm
 from pointsman.mlops.lsa import fit_tfidf
+from pointsman.strategies.base import Encoder
 from pointsman.strategies.encoders.file import load_encoder, save_encoder
 from pointsman.strategies.encoders.hashing import HashingEncoder
 
@@ -155,7 +157,7 @@ def deberta() -> dict[str, Any]:
 def latencies(out: Path) -> dict[str, dict[str, list[float]]]:
     """Encoder -> words -> p50 and p99 of one text in milliseconds, one thread."""
     corpus = [" ".join(np.random.default_rng(i).permutation(WORDS)[:12]) + f" {i}" for i in range(500)]
-    encoders = {
+    encoders: dict[str, Encoder] = {
         "hashing": HashingEncoder(1024),
         "tfidf": fit_tfidf(corpus, 192),
         "static": load_encoder(out / "static.zip"),
@@ -164,14 +166,14 @@ def latencies(out: Path) -> dict[str, dict[str, list[float]]]:
     }
     texts = {words: " ".join((WORDS * 20)[:words]) for words in (12, 60, 700)}
     return {
-        name: {str(words): _timed(lambda e=encoder, t=text: e.encode([t])) for words, text in texts.items()}
+        name: {str(words): _timed(partial(encoder.encode, [text])) for words, text in texts.items()}
         for name, encoder in encoders.items()
     }
 
 
 def _timed(work: Callable[[], Any]) -> list[float]:
     work()
-    times = []
+    times: list[float] = []
     deadline = time.perf_counter() + 2.0
     while len(times) < 20 or (len(times) < 1000 and time.perf_counter() < deadline):
         begun = time.perf_counter()

@@ -53,8 +53,8 @@ def headers_page() -> str:
     lines += [
         "",
         "A request may send these, if its key is an administrator's or has `pointsman_allow_override: true` in its metadata",
-        '(or a list of `"strategy"`, `"cost_weight"`); where the key says nothing, its team\'s metadata count. Else the answer is',
-        "403.",
+        '(or a list of `"strategy"`, `"cost_weight"`); where the key says nothing, its team\'s metadata count. Else the answer',
+        "is 403.",
         "",
         "| Header | Meaning |",
         "|-|-|",

@@ -1,4 +1,4 @@
-"""The calibration table of a bundle: which margin sends which share of the requests to the strong model, and what that gives."""
+"""A bundle's calibration table: which margin sends which share of the requests to the strong model, and what that gives."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class WithFiles(Protocol):
     """An encoder that brings files for native code besides its arrays: `model.onnx`, `tokenizer.json`."""
 
     def digests(self) -> Mapping[str, str]:
-        """Name -> SHA-256 of each file. `bundle.encoder_digest` covers them."""
+        """Name -> SHA-256 of each file. `assemble.encoder_digest` covers them."""
 
     def files(self) -> dict[str, bytes]:
         """Name -> content, for making a bundle.

@@ -13,18 +13,16 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pointsman.errors import BundleError, SourceError
-from pointsman.strategies.archive import looks_like_pickle, pack, pack_arrays, pickle_error, unpack, unpack_arrays
+from pointsman.strategies.archive import looks_like_pickle, pack, pack_arrays, pickle_error, unpack
+from pointsman.strategies.assemble import ENCODER_FILE, STRATEGY_FILE, assemble, checked_files, encoder_digest, too_much_work
 from pointsman.strategies.base import Encoder, Matrix, Personal, Scale, Strategy, UnavailableError, WithFiles
 from pointsman.strategies.encoders.local import external_files
 from pointsman.strategies.encoders.remote import RemoteEncoder
 from pointsman.strategies.files import canonical_json, sha256_hex, write_atomic
-from pointsman.strategies.kinds import ENCODERS, STRATEGIES, make_encoder
 from pointsman.strategies.manifest import (
     MANIFEST,
     Encoding,
@@ -41,7 +39,6 @@ __all__ = [
     "DEFAULT_MAX_BYTES",
     "Bundle",
     "build_bundle",
-    "encoder_digest",
     "load_bundle",
     "parse_bundle",
     "save_bundle",
@@ -50,12 +47,8 @@ __all__ = [
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 PROBE_TOLERANCE = 1e-3
-MAX_ELEMENTS = 2**27
-"""Numbers of a strategy's arrays: a decision looks at each of them about once, and so takes some 0.1 s at most."""
 PROBE_SECONDS = 2.0
 """That a decision may take, the quicker of two tries: far more than a deadline allows, and the end of one that hangs."""
-_ENCODER_FILE = "encoder.safetensors"
-_STRATEGY_FILE = "strategy.safetensors"
 
 
 class Bundle:
@@ -114,18 +107,6 @@ class Bundle:
         return f"Bundle({self.name} {self.version} {self.kind} {self.sha256[:12]})"
 
 
-def encoder_digest(encoder: Encoder) -> str:
-    """SHA-256 over an encoder's kind, parameters, arrays and files: equal digests, equal vectors."""
-    arrays = {
-        name: [array.dtype.name, list(array.shape), sha256_hex(np.ascontiguousarray(array).tobytes())]
-        for name, array in encoder.arrays().items()
-    }
-    content: dict[str, Any] = {"kind": encoder.kind, "params": encoder.params(), "arrays": arrays}
-    if isinstance(encoder, WithFiles):
-        content["files"] = dict(encoder.digests())
-    return sha256_hex(canonical_json(content))
-
-
 def build_bundle(
     *,
     name: str,
@@ -158,9 +139,9 @@ def build_bundle(
     if not external:
         members |= native
     if arrays := encoder.arrays():
-        members[_ENCODER_FILE] = pack_arrays(arrays)
+        members[ENCODER_FILE] = pack_arrays(arrays)
     if arrays := strategy.arrays():
-        members[_STRATEGY_FILE] = pack_arrays(arrays)
+        members[STRATEGY_FILE] = pack_arrays(arrays)
     scores = strategy.score(encoder.encode(probe_texts))
     if not bool(np.isfinite(scores).all()):
         raise BundleError("the strategy's scores are not finite", code="E4308", where=name)
@@ -273,13 +254,6 @@ def too_large(where: str, max_bytes: int) -> BundleError:
     )
 
 
-def too_much_work(message: str, where: str) -> BundleError:
-    """E4318."""
-    return BundleError(
-        message, code="E4318", where=where, mend="train a smaller one: fewer rows, fewer dimensions, a quicker encoder"
-    )
-
-
 def parse_bundle(
     data: bytes,
     *,
@@ -306,8 +280,8 @@ def parse_bundle(
     encoded = members.pop(MANIFEST)
     try:
         manifest = parse_manifest(encoded)
-        arrays, native = _checked_files(manifest, members)
-        encoder, strategy = _assemble(manifest, arrays, native | external_files(manifest.encoder.external, encoders_dir))
+        arrays, native = checked_files(manifest, members)
+        encoder, strategy = assemble(manifest, arrays, native | external_files(manifest.encoder.external, encoders_dir))
     except BundleError as error:
         error.where = f"{where} {error.where}" if error.where else where
         raise
@@ -324,61 +298,6 @@ def parse_bundle(
     except UnavailableError as error:  # a remote encoder is asked nothing here; the bundle must bring its probes' vectors
         raise BundleError(f"the probes cannot be tried: {error.message}", code="E4309", where=where) from error
     return bundle
-
-
-def _checked_files(
-    manifest: Manifest, members: dict[str, bytes]
-) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, bytes]]:
-    """The arrays of each file and the encoder's own files, after sizes and digests were compared with the manifest."""
-    if set(manifest.files) != set(members):
-        raise BundleError(
-            f"the manifest lists {sorted(manifest.files)}, the archive holds {sorted(members)}",
-            where=f"{MANIFEST} files",
-        )
-    for name, entry in manifest.files.items():
-        if len(members[name]) != entry.size or sha256_hex(members[name]) != entry.sha256:
-            raise BundleError(f"{name!r} does not have the size and sha256 of the manifest", code="E4302", where=name)
-    parts = {name: data for name, data in members.items() if name in {_ENCODER_FILE, _STRATEGY_FILE}}
-    native = {name: data for name, data in members.items() if name not in parts}
-    if surplus := [name for name in native if name.endswith(".safetensors")]:
-        raise BundleError(f"no part of a bundle: {sorted(surplus)}")
-    if twice := set(native) & set(manifest.encoder.external):
-        raise BundleError(f"in the archive and said to be elsewhere: {sorted(twice)}", code="E4306", where=MANIFEST)
-    return {name: unpack_arrays(data, name) for name, data in parts.items()}, native
-
-
-def _assemble(
-    manifest: Manifest, arrays: dict[str, dict[str, NDArray[Any]]], native: dict[str, bytes]
-) -> tuple[Encoder, Strategy]:
-    strategy_type = STRATEGIES.get(manifest.kind)
-    if manifest.encoder.kind not in ENCODERS or strategy_type is None:
-        known = manifest.encoder.kind in ENCODERS
-        unknown = f"strategy {manifest.kind!r}" if known else f"encoder {manifest.encoder.kind!r}"
-        raise BundleError(
-            f"this version knows no {unknown}",
-            code="E4306",
-            where=MANIFEST,
-            mend=f"encoders: {sorted(ENCODERS)}; strategies: {sorted(STRATEGIES)}",
-        )
-    encoder = make_encoder(manifest.encoder.kind, manifest.encoder.params, arrays.get(_ENCODER_FILE, {}), native)
-    if encoder.dimensions != manifest.encoder.dimensions:
-        raise BundleError(
-            f"the encoder has {encoder.dimensions} dimensions, the manifest says {manifest.encoder.dimensions}",
-            code="E4307",
-            where=f"{MANIFEST} encoder.dimensions",
-        )
-    if encoder_digest(encoder) != manifest.encoder.sha256:
-        raise BundleError("the encoder's digest is not the manifest's", code="E4302", where=f"{MANIFEST} encoder.sha256")
-    own = arrays.get(_STRATEGY_FILE, {})
-    if (elements := sum(array.size for array in own.values())) > MAX_ELEMENTS:
-        raise too_much_work(f"the strategy has {elements} numbers; at most {MAX_ELEMENTS}", _STRATEGY_FILE)
-    strategy = strategy_type.from_parts(manifest.models, manifest.params, own)
-    if strategy.dimensions not in (0, encoder.dimensions):
-        raise BundleError(
-            f"the strategy wants {strategy.dimensions} dimensions, the encoder has {encoder.dimensions}",
-            code="E4307",
-        )
-    return encoder, strategy
 
 
 def _probe(bundle: Bundle, where: str) -> None:

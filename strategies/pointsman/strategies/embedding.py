@@ -100,7 +100,7 @@ class RemoteScorer:
         except UnavailableError:
             self.counters["failed"] += 1
             raise
-        except Exception as error:
+        except Exception as error:  # of any provider that LiteLLM knows: the decision is made without this strategy
             self.counters["failed"] += 1
             logger.warning("the encoder %s cannot be asked: %s", settings.model, type(error).__name__)
             raise UnavailableError("remote_error", f"{settings.model} cannot be asked: {type(error).__name__}") from error

@@ -68,7 +68,7 @@ class FileEntry(_Part):
 
 
 class Encoding(_Part):
-    """How text becomes a vector. `sha256` covers kind, parameters, arrays and files (`bundle.encoder_digest`).
+    """How text becomes a vector. `sha256` covers kind, parameters, arrays and files (`assemble.encoder_digest`).
 
     `external`: files of the encoder that are not in the archive; they lie in the gateway's `pointsman.encoders_dir`.
     """

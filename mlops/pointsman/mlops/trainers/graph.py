@@ -159,4 +159,4 @@ def choose(
     return GraphSettings(k=settings.k, smoothing=smoothing, penalty=penalty, slope=round(slope, 6))
 
 
-TRAINER = Trainer("graph", GraphSettings, fit, choose)
+TRAINER = Trainer("graph", GraphSettings, fit, choose, max_rows=10_000)

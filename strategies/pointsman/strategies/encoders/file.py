@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pointsman.errors import BundleError, SourceError
 from pointsman.strategies.archive import pack, pack_arrays, unpack, unpack_arrays
+from pointsman.strategies.assemble import encoder_digest
 from pointsman.strategies.base import Encoder, WithFiles
-from pointsman.strategies.bundle import encoder_digest
 from pointsman.strategies.files import canonical_json, sha256_hex, strict_json, write_atomic
 from pointsman.strategies.kinds import ENCODERS, make_encoder
 from pointsman.strategies.manifest import MANIFEST
