@@ -1,6 +1,6 @@
 """Trains a strategy: data, split, fit, honest evaluation, and a bundle with all of that in its manifest.
 
-The same file, settings, seed and code give the same bytes on the same kind of machine.
+The same file, settings, seed and code give the same bytes on the same kind of machine, however many cores it has.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointsman.errors import BundleError, SourceError
+from pointsman.mlops.blas import one_thread
 from pointsman.mlops.data import Dataset, read_dataset
 from pointsman.mlops.duplicates import group, split
 from pointsman.mlops.evaluate import Prices, evaluate, frontier
@@ -41,6 +42,7 @@ def default_name(kind: str) -> str:
     return CATALOGUE[kind].name if kind in CATALOGUE else kind
 
 
+@one_thread()
 def train(
     kind: str,
     data: Path,
