@@ -1,10 +1,10 @@
 """Quality, cost and decision time of every strategy, beside simple baselines and LLMRouter's own implementation.
 
-    python -m bench.strategies [--data PATH] [--llmrouter PYTHON] [--work FOLDER] [--json FILE] [--encoder NAME=BUNDLE]
+    python -m bench.strategies [--data PATH] [--llmrouter PYTHON] [--work FOLDER] [--json FILE] [--encoder NAME=FILE]
 
 `--data`: see `bench.strategies_data`; by default POINTSMAN_ROUTING_DATA, else the repository's generator. `--llmrouter`: an
 interpreter that has LLMRouter and torch; without it its columns are left out. What it picked is kept in FOLDER, and not asked
-again. Run from the repository's root.
+again; times are always taken anew. `--encoder`: an encoder's file or a bundle. Run from the repository's root.
 
 How it is compared, so that it says something:
 
@@ -13,9 +13,12 @@ How it is compared, so that it says something:
 - LLMRouter learns from the best model's name, the first of equals, so the order of rows decides: it is trained in three orders
   (`bench.strategies_data.ORDERS`). Its best one on the held-out rows is what ours is compared with, to LLMRouter's advantage.
 - Ours is told LLMRouter's mean cost as a budget, no score: the weight of cost is the smallest that keeps to the budget on the
-  *training* rows, each predicted by a strategy that was fitted without its group. Only strategies whose scores are expected
-  qualities can weigh cost.
-- Differences are means over the same prompts, with 95% intervals by a bootstrap over groups.
+  *training* rows, each predicted by a strategy that was fitted without its group. Of `hybrid`, whose scores only rank two
+  models, the threshold is chosen so instead. One that is cheaper than LLMRouter's stays as it is.
+- Differences are means over the same prompts, with 95% intervals by a bootstrap over groups. They tell what other prompts
+  would change, not what other training rows would.
+- Times: both sides decide about the same held-out prompts, one at a time, on one thread, one side right after the other.
+  LLMRouter's embedding of the text is a look-up of the vector; ours are told without and with the encoding.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in the gateway's workers; before NumPy comes
 
 import numpy as np
-from bench.strategies_data import ORDERS, RoutingSet, paired, picked, read_sets, routing_rows, weighted
-from bench.strategies_llmrouter import ROUTERS
+from bench.strategies_data import ORDERS, RoutingSet, paired, picked, ratio, read_sets, routing_rows, weighted
+from bench.strategies_llmrouter import ROUTERS, timed_rows
+from bench.strategies_tables import UNUSED, markdown
 from numpy.typing import NDArray
 
 from pointsman.mlops.lsa import fit_tfidf
@@ -44,10 +48,10 @@ from pointsman.strategies.constant import LargestStrategy, SmallestStrategy
 from pointsman.strategies.encoders.hashing import HashingEncoder
 from pointsman.strategies.encoders.nothing import NoEncoder
 
-__all__ = ["compare", "main", "markdown", "weight_for"]
+__all__ = ["compare", "main", "threshold_for", "weight_for"]
 
-WEIGHTS = (0.0, *np.geomspace(0.001, 4, 60).tolist())
-TIMED = 400
+HEAVIEST = 4.0
+"""Largest weight of cost that is tried: cost decides alone."""
 BUDGET_MARGIN = 0.98
 """Of LLMRouter's cost is aimed at: the held-out prompts are others than those that the weight was chosen on."""
 
@@ -120,12 +124,36 @@ def predicted_unseen(kind: str, data: RoutingSet, vectors: Matrix, settings: dic
 
 
 def weight_for(scores: Matrix, costs: Floats, budget: float, reference: float) -> float:
-    """The smallest weight of cost under which the picks' mean cost is within the budget; the largest tried if none is."""
-    for weight in WEIGHTS:
+    """The smallest weight of cost under which the picks' mean cost is within the budget; `HEAVIEST` if none is.
+
+    What a row's pick costs never rises with the weight, so that halving finds it.
+    """
+
+    def within(weight: float) -> bool:
         picks = weighted(scores, costs, weight, reference)
-        if float(costs[np.arange(len(costs)), picks].mean()) <= budget:
-            return float(weight)
-    return float(WEIGHTS[-1])
+        return float(costs[np.arange(len(costs)), picks].mean()) <= budget
+
+    if within(0.0):
+        return 0.0
+    low, high = 0.0, HEAVIEST
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if within(middle) else (middle, high)
+    return high
+
+
+def threshold_for(margins: Floats, weak: Floats, strong: Floats, budget: float) -> float:
+    """From which margin on the strong one of two models is asked: the lowest that keeps the mean cost within the budget.
+
+    Args:
+        margins: (n,) score of the strong model less that of the weak one; the strong one is asked above the threshold.
+        weak, strong: (n,) what either costs.
+        budget: of the mean cost.
+    """
+    order = np.argsort(-margins, kind="stable")
+    spent = np.maximum.accumulate(weak.mean() + (strong - weak)[order].cumsum() / len(order))
+    count = int(np.searchsorted(spent, budget, side="right"))
+    return float(margins[order[count]]) if count < len(order) else -np.inf
 
 
 def baselines(data: RoutingSet) -> dict[str, tuple[float, float]]:
@@ -141,6 +169,31 @@ def baselines(data: RoutingSet) -> dict[str, tuple[float, float]]:
         "random": (truth.mean(), costs.mean()),
         "oracle": (truth[rows, oracle].mean(), costs[rows, oracle].mean()),
     }
+
+
+def within_budget(
+    strategy: Strategy, scores: Matrix, seen: Matrix, data: RoutingSet, budget: float, reference: float
+) -> tuple[NDArray[np.intp], str]:
+    """Picks of the held-out rows at an operating point that keeps to the budget on the training rows, and what it is.
+
+    Args:
+        strategy: ours.
+        scores: of the held-out rows.
+        seen: of the training rows, by strategies that had not seen them.
+        data: both.
+        budget: US dollars a prompt, on average.
+        reference: cost that a weight is measured by.
+    """
+    known = data.costs(False)
+    if strategy.scale == "quality":
+        weight = weight_for(seen, known, budget, reference)
+        return weighted(scores, data.costs(True), weight, reference), f"weight of cost {weight:.4f}"
+    if len(strategy.models) != 2:
+        raise SystemExit(f"{strategy.models}: scores that rank more than two models cannot be held to a budget")
+    weak, strong = (data.train.models.index(model) for model in strategy.models)
+    threshold = threshold_for((seen[:, strong] - seen[:, weak]).astype(np.float64), known[:, weak], known[:, strong], budget)
+    above = scores[:, strong] - scores[:, weak] > threshold
+    return np.where(above, strong, weak), f"threshold {threshold:.4f}"
 
 
 def compare(kind: str, data: RoutingSet, folder: Path, vectors: tuple[Matrix, Matrix], python: str | None) -> dict[str, Any]:
@@ -176,20 +229,21 @@ def compare(kind: str, data: RoutingSet, folder: Path, vectors: tuple[Matrix, Ma
     if theirs:
         best = max(theirs, key=lambda order: (theirs[order][1].mean(), -theirs[order][2].mean()))
         rows, their_quality, their_cost = theirs[best]
-        budget = BUDGET_MARGIN * float(their_cost.mean())
-        weight = 0.0
-        if strategy.scale == "quality" and float(cost[rows].mean()) > float(their_cost.mean()):
+        ours, how = quality[rows], "as it is"
+        our_cost = cost[rows]
+        if float(our_cost.mean()) > float(their_cost.mean()):
             seen = predicted_unseen(kind, data, vectors[0], settings)
-            weight = weight_for(seen, data.costs(False), budget, reference)
-        ours = picked(data, weighted(scores, costs, weight, reference)[rows], rows)
+            budget = BUDGET_MARGIN * float(their_cost.mean())
+            picks, how = within_budget(strategy, scores, seen, data, budget, reference)
+            ours, our_cost = picked(data, picks[rows], rows)
         groups = data.held_groups[rows]
         row["against"] = {
             "order": best,
-            "weight": weight,
-            "quality": ours[0].mean(),
-            "cost": ours[1].mean(),
-            "difference": paired(ours[0] - their_quality, groups),
-            "cost_ratio": ours[1].mean() / their_cost.mean(),
+            "how": how,
+            "quality": ours.mean(),
+            "cost": our_cost.mean(),
+            "difference": paired(ours - their_quality, groups),
+            "cost_ratio": ratio(our_cost, their_cost, groups),
         }
     return {**row, "strategy": strategy, "nothing": nothing}
 
@@ -209,51 +263,13 @@ def times(row: dict[str, Any], data: RoutingSet, encoder: Encoder, held: Matrix,
     """Decision times, ours and right after it LLMRouter's."""
     strategy = row.pop("strategy")
     own, vectors = (NoEncoder(), np.zeros((len(held), 1), np.float32)) if row.pop("nothing") else (encoder, held)
-    count = min(TIMED, len(held))
-    row["us"] = micros(lambda number: strategy.score(vectors[number : number + 1]), range(count))
-    row["us_with_text"] = micros(lambda text: strategy.score(own.encode((text,))), data.held.queries[:count])
+    numbers = timed_rows(len(held))
+    row["us"] = micros(lambda number: strategy.score(vectors[number : number + 1]), numbers)
+    row["us_with_text"] = micros(lambda number: strategy.score(own.encode((data.held.queries[number],))), numbers)
     found = upstream(folder, python, row["kind"], "best first", again=True) if python is not None else None
     if found is not None:
         row["upstream_us"] = tuple(float(np.percentile(found["us"], share)) for share in (50, 99))
         row["ratio"] = row["upstream_us"][0] / row["us"][0]
-
-
-def markdown(results: list[dict[str, Any]]) -> str:
-    """The tables of docs/strategies.md."""
-    lines: list[str] = []
-    for result in results:
-        sizes = f"{result['train']} prompts to learn from, {result['held']} held out, {result['models']} models"
-        lines += [f"**{result['name']}**: {sizes}.", ""]
-        lines += ["| | Quality | $ for 1000 |", "|-|-|-|"]
-        lines += [f"| {name} | {quality:.3f} | {1000 * cost:.3f} |" for name, (quality, cost) in result["baselines"].items()]
-        lines += ["", "| Strategy | Quality | $ for 1000 | LLMRouter: alphabetical | cheapest first | best first |"]
-        lines[-1] += " Ours - its best, at its cost | Cost, ours / its |"
-        lines.append("|-|-|-|-|-|-|-|-|")
-        for row in result["rows"]:
-            cells = [f"`{row['kind']}`", f"{row['quality']:.3f}", f"{1000 * row['cost']:.3f}"]
-            for order in ORDERS:
-                found = row["upstream"].get(order)
-                cells.append(f"{found['quality']:.3f} at {1000 * found['cost']:.3f}" if found else "")
-            against = row.get("against")
-            if against:
-                mean, low, high = against["difference"]
-                cells += [f"{mean:+.3f} ({low:+.3f} to {high:+.3f})", f"{against['cost_ratio']:.2f}"]
-            else:
-                cells += ["", ""]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-        lines.append("| Decision, µs | p50 | p99 | with encoding p50 | p99 | LLMRouter's `route_single` p50 | ratio |")
-        lines.append("|-|-|-|-|-|-|-|")
-        for row in result["rows"]:
-            if "us" in row:
-                cells = [f"`{row['kind']}`", *(f"{value:.0f}" for value in (*row["us"], *row["us_with_text"]))]
-                cells += [f"{row['upstream_us'][0]:.0f}", f"{row['ratio']:.0f}"] if "ratio" in row else ["", ""]
-                lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-    encoders = results[0]["encoders"]
-    lines += ["| Encoder, µs a prompt | p50 | p99 |", "|-|-|-|"]
-    lines += [f"| `{name}` | {p50:.0f} | {p99:.0f} |" for name, (p50, p99) in encoders.items()]
-    return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -266,13 +282,17 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--kinds", nargs="*", help="only these")
     parser.add_argument("--no-times", action="store_true", help="quality and cost only")
-    parser.add_argument("--encoder", action="append", default=[], metavar="NAME=BUNDLE", help="time this one as well")
+    parser.add_argument("--encoder", action="append", default=[], metavar="NAME=FILE", help="time this one as well")
+    parser.add_argument("--sets", nargs="*", help="only these data sets")
+    parser.add_argument("--seed", type=int, default=0, help="of the split")
     options = parser.parse_args(arguments)
     results = []
-    for data in read_sets(options.data):
+    for data in read_sets(options.data, seed=options.seed):
+        if options.sets and data.name not in options.sets:
+            continue
         folder = options.work / data.name
         encoder, train, held = prepare(data, folder)
-        kinds = options.kinds or [kind for kind in (*TRAINERS, "smallest", "largest") if kind != "personalized"]
+        kinds = options.kinds or [kind for kind in (*TRAINERS, "smallest", "largest") if kind not in UNUSED]
         rows = []
         for kind in dict.fromkeys(kinds):
             rows.append(compare(kind, data, folder, (train, held), options.llmrouter))
@@ -289,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             encoders |= {
                 name: encoder_from_bundle(Path(path)) for name, _, path in (item.partition("=") for item in options.encoder)
             }
-        texts = data.held.queries[:TIMED]
+        texts = [data.held.queries[number] for number in timed_rows(len(data.held))]
         timed = (
             {}
             if options.no_times

@@ -21,7 +21,7 @@ from pointsman.mlops.data import Dataset, read_dataset
 from pointsman.mlops.duplicates import group, split
 from pointsman.mlops.evaluate import Prices, costs_of
 
-__all__ = ["ORDERS", "RoutingSet", "generated", "paired", "picked", "read_sets", "row_order", "weighted"]
+__all__ = ["ORDERS", "RoutingSet", "generated", "paired", "picked", "ratio", "read_sets", "row_order", "weighted"]
 
 ORDERS = ("alphabetical", "cheapest first", "best first")
 """Orders of a prompt's rows in LLMRouter's file; of equal scores its labels take the first."""
@@ -161,13 +161,17 @@ def picked(data: RoutingSet, picks: NDArray[np.intp], rows: NDArray[np.intp] | N
 
 def paired(difference: Floats, groups: NDArray[np.intp], seed: int = 0) -> tuple[float, float, float]:
     """Mean of a difference a prompt, and its 95% interval by a bootstrap over groups of near-duplicates."""
+    return ratio(difference, np.ones_like(difference), groups, seed)
+
+
+def ratio(over: Floats, under: Floats, groups: NDArray[np.intp], seed: int = 0) -> tuple[float, float, float]:
+    """Sum of `over` by the sum of `under`, (n,) each, and its 95% interval by a bootstrap over groups of near-duplicates."""
     names, index = np.unique(groups, return_inverse=True)
     count = len(names)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    sums = np.bincount(index, weights=difference, minlength=count)
-    sizes = np.bincount(index, minlength=count).astype(np.float64)
+    sums, sizes = (np.bincount(index, weights=values, minlength=count) for values in (over, under))
     low, high = np.percentile((drawn @ sums) / (drawn @ sizes), (2.5, 97.5))
-    return float(difference.mean()), float(low), float(high)
+    return float(over.sum() / under.sum()), float(low), float(high)
 
 
 def weighted(scores: NDArray[Any], costs: Floats, weight: float, reference: float) -> NDArray[np.intp]:

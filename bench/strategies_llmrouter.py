@@ -2,11 +2,12 @@
 
     python -m bench.strategies_llmrouter FOLDER KIND ORDER [again]       in an environment that has LLMRouter and torch
 
-With `again` what was trained before is asked some prompts for the time they take; `time-KIND-ORDER.json` says it.
+With `again` what was trained before is asked `timed_rows` again for the time they take; `time-KIND-ORDER.json` says it.
 Reads what `bench.strategies` prepared in FOLDER (`train-ORDER.jsonl`, `vectors.npz`, `held.jsonl`, `llm.json`) and writes
 `llmrouter-KIND-ORDER.json` beside it. The function that embeds a text is replaced by a look-up of the same vectors that ours
-learns from. Hyperparameters are LLMRouter's defaults, but for `svm` without its calibration of probabilities, which takes
-minutes and changes no pick of `route_single`.
+learns from, so its times are without any encoding. Hyperparameters are LLMRouter's defaults, but for `svm` without its
+calibration of probabilities, which takes minutes and changes no pick of `route_single`. `graph` is trained and asked in one
+process, because it draws its models' features anew at each start.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ ROUTERS: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
 }
 """Kind -> package, class, trainer, suffix of its artifact, hyperparameters."""
 
-SLOW = {"graph": 150}
-"""Prompts at most for routers that take tens of milliseconds each; the comparison is then on these alone."""
+TIMED = 400
 
 
-AGAIN = 150
+def timed_rows(held: int) -> list[int]:
+    """Held-out rows whose decisions are timed, on both sides: at most `TIMED`, evenly spread."""
+    count = min(TIMED, held)
+    return [number * held // count for number in range(count)]
 
 
 def main(folder: Path, kind: str, order: str, *, again: bool = False) -> None:
@@ -81,9 +84,9 @@ def main(folder: Path, kind: str, order: str, *, again: bool = False) -> None:
     held = {query: torch.from_numpy(vector) for query, vector in zip(queries, vectors["held"], strict=True)}
     if hasattr(module, "get_longformer_embedding"):
         setattr(module, "get_longformer_embedding", lambda text: held[text])  # noqa: B010 - mypy knows no module's attributes
-    most = min(len(queries), AGAIN if again else SLOW.get(kind, len(queries)))
-    asked = np.unique(np.linspace(0, len(queries) - 1, most).astype(int)).tolist()
+    asked = timed_rows(len(queries)) if again else list(range(len(queries)))
     picks, micros = [], []
+    router.route_single({"query": queries[0]})  # the first one does not count
     for row in asked:
         started = time.perf_counter_ns()
         answer = router.route_single({"query": queries[row]})

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench.strategies import WEIGHTS, baselines, weight_for
-from bench.strategies_data import ORDERS, paired, picked, read_sets, routing_rows, row_order, weighted
+from bench.strategies import HEAVIEST, baselines, threshold_for, weight_for
+from bench.strategies_data import ORDERS, paired, picked, ratio, read_sets, routing_rows, row_order, weighted
+from bench.strategies_llmrouter import ROUTERS, timed_rows
+from bench.strategies_tables import BESIDE, UNUSED
 
 from support.marks import ROOT
 
@@ -48,9 +50,25 @@ def test_the_weight_is_the_smallest_that_keeps_to_the_budget() -> None:
     for budget in (2.0, 4.0, 5.0):
         weight = weight_for(scores, costs, budget, 10)
         assert spent(weight) <= budget
-        assert weight == 0 or spent(WEIGHTS[WEIGHTS.index(weight) - 1]) > budget
+        assert weight == 0 or spent(weight * (1 - 1e-6)) > budget
     assert weight_for(scores, costs, 100, 10) == 0
-    assert weight_for(scores, costs, 0.5, 10) == WEIGHTS[-1], "what cannot be kept to is told by the cost"
+    assert weight_for(scores, costs, 0.5, 10) == HEAVIEST, "what cannot be kept to is told by the cost"
+
+
+def test_the_threshold_is_the_lowest_that_keeps_to_the_budget() -> None:
+    random = np.random.default_rng(0)
+    margins = np.round(random.normal(size=400), 2)  # with ties, which stand on one side
+    weak, strong = random.random(400), 5 + random.random(400)
+
+    def spent(threshold: float) -> float:
+        return float(np.where(margins > threshold, strong, weak).mean())
+
+    for budget in (0.6, 2.0, 4.0):
+        threshold = threshold_for(margins, weak, strong, budget)
+        assert spent(threshold) <= budget
+        assert spent(threshold - 0.01) > budget
+    assert spent(threshold_for(margins, weak, strong, 100)) == pytest.approx(strong.mean())
+    assert spent(threshold_for(margins, weak, strong, 0.1)) == pytest.approx(weak.mean())
 
 
 def test_the_interval_is_by_groups() -> None:
@@ -62,6 +80,29 @@ def test_the_interval_is_by_groups() -> None:
     repeated = np.repeat(values, 4)
     assert paired(repeated, np.repeat(np.arange(400), 4))[1:] == pytest.approx((low, high), abs=0.02), "copies say nothing new"
     assert paired(repeated, np.arange(1600))[2] < high, "without groups they would"
+
+
+def test_a_ratio_is_of_sums() -> None:
+    over, under = np.array([1.0, 3.0] * 50), np.array([2.0, 2.0] * 50)
+    mean, low, high = ratio(over, under, np.arange(100))
+    assert mean == 1.0
+    assert 0.85 < low < 1 < high < 1.15
+    assert ratio(under, under, np.arange(100)) == (1.0, 1.0, 1.0)
+
+
+def test_every_kind_is_measured_beside_llmrouters_or_says_why_not() -> None:
+    from pointsman.mlops.trainers import TRAINERS
+
+    assert {*TRAINERS, "smallest", "largest"} == {*ROUTERS, *BESIDE, *UNUSED}
+    assert not (set(BESIDE) | set(UNUSED)) & set(ROUTERS)
+
+
+def test_timed_rows_are_spread_over_all() -> None:
+    assert timed_rows(3) == [0, 1, 2]
+    rows = timed_rows(1290)
+    assert len(set(rows)) == 400
+    assert rows[0] == 0
+    assert 1290 - 4 <= rows[-1] < 1290
 
 
 def test_baselines() -> None:
