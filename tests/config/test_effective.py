@@ -210,3 +210,15 @@ def test_nothing_of_the_process_environment_is_read(tmp_path: Path, monkeypatch:
     config = load(path, {})
     assert config.settings.shutdown.grace == 30
     assert config.database_url is None
+
+
+def test_prices_move_except_where_litellm_routes_by_them(tmp_path: Path) -> None:
+    price = {"input_cost_per_token": 0.000_001}
+    models = [{"model_name": name, "litellm_params": {"model": "openai/m", "api_key": "k", **price}} for name in "ab"]
+    group = {"group_name": "g", "models": ["b"], "routing_strategy": "cost-based-routing"}
+    moved, kept = effective(tmp_path, model_list=models, router_settings={"routing_groups": [group]})["model_list"]
+    assert price.items() <= moved["model_info"].items()
+    assert "input_cost_per_token" not in moved["litellm_params"]
+    assert price.items() <= kept["litellm_params"].items()
+    for one in effective(tmp_path, model_list=models, router_settings={"routing_strategy": "cost-based-routing"})["model_list"]:
+        assert price.items() <= one["litellm_params"].items()

@@ -199,8 +199,7 @@ def make_effective(
         _add_provider(_section(effective, "litellm_settings"), REPLAY_PROVIDER, REPLAY_HANDLER)
     _set_ids(effective["model_list"])
     _set_allowed_fails(effective)
-    if router["routing_strategy"] != "cost-based-routing":  # that one reads prices in `litellm_params`
-        _move_prices(effective["model_list"])
+    _move_prices(effective["model_list"], router)
     return effective
 
 
@@ -260,9 +259,20 @@ def _set_ids(model_list: list[Any]) -> None:
         entry["model_info"]["id"] = made
 
 
-def _move_prices(model_list: list[Any]) -> None:
-    """Say prices in `model_info`: with prices in `litellm_params` LiteLLM counts no cost at all on messages and responses."""
+def _move_prices(model_list: list[Any], router: Mapping[str, Any]) -> None:
+    """Say prices in `model_info`: with prices in `litellm_params` LiteLLM counts no cost at all on messages and responses.
+
+    But its own routing by cost reads them there, so they stay where that strategy is the router's or the model's group's.
+    """
+    by_cost = "cost-based-routing"
+    if router["routing_strategy"] == by_cost:
+        return
+    given = router.get("routing_groups")
+    groups = [group for group in given if isinstance(group, dict)] if isinstance(given, list) else []
+    kept = {str(name) for group in groups if group.get("routing_strategy") == by_cost for name in group.get("models") or ()}
     for entry in model_list:
+        if entry["model_name"] in kept:
+            continue
         params = entry["litellm_params"]
         for key in [key for key in params if "_cost_per_" in key]:
             entry["model_info"].setdefault(key, params.pop(key))
