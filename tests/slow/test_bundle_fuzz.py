@@ -16,6 +16,8 @@ from support.bundle_seeds import NATIVE_SEEDS, seed_bundle
 MUTATIONS = 100_000
 NATIVE = 200
 
+pytestmark = pytest.mark.timeout(900)  # of the clock; the limits of a single mutation are of processor time
+
 
 @pytest.mark.strategy("fuzzing", "bundle")
 @pytest.mark.slow("bundlefuzz")

@@ -10,7 +10,7 @@ import pytest
 
 from support.llmrouter import run_module
 
-pytestmark = pytest.mark.slow("llmrouter")
+pytestmark = [pytest.mark.slow("llmrouter"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,6 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     return result
 
 
-@pytest.mark.timeout(900)
 def test_minilm_gives_what_sentence_transformers_gives(measured: Mapping[str, Any]) -> None:
     assert measured["minilm"]["fp32"]["least"] > 0.9999
     assert measured["minilm"]["int8"]["least"] > 0.99

@@ -15,7 +15,7 @@ import pytest
 from pointsman.strategies.bundle import load_bundle
 from support.llmrouter import run_module
 
-pytestmark = pytest.mark.slow("llmrouter")
+pytestmark = [pytest.mark.slow("llmrouter"), pytest.mark.timeout(900)]
 
 ORDERS = ("alphabetical", "cheap", "best")
 HELD = 240

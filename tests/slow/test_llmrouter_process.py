@@ -56,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """LLMRouter's routers, trained by LLMRouter; what each of them chose when called directly lies in its `result.json`."""
     base = tmp_path_factory.mktemp("trained")
     jobs = [
-        {"kind": kind, "order": "alphabetical", "hparam": hparam, "encoder": "hashing:64", "directory": str(base / kind)}
+        {"kind": kind, "order": "cheap", "hparam": hparam, "encoder": "hashing:64", "directory": str(base / kind)}
         for kind, hparam in KINDS.items()
     ]
     run_jobs(base, jobs)
@@ -89,7 +89,7 @@ async def test_it_names_what_llmrouter_names(trained: dict[str, Path], python: s
             took.append(time.perf_counter() - started)
             named.append(name)
         assert named == result["choices"], "agreement 1.000"
-        assert kind != "knn" or len(set(named)) > 2, "agreement on a constant says nothing"
+        assert kind != "knn" or len(set(named)) > 3, "agreement on a constant says nothing"
         status = owner.status()
         print(
             f"{kind}: loaded in {loaded:.1f} s, {status['rss_mb']} MiB resident, "

@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointsman.errors import BundleError, PointsmanError, SourceError
+from pointsman.strategies import bundle as bundles
 from pointsman.strategies.archive import pack, unpack
+from pointsman.strategies.base import Matrix
 from pointsman.strategies.bundle import load_bundle, parse_bundle
+from pointsman.strategies.constant import SmallestStrategy
 from pointsman.strategies.files import sha256_hex, strict_json, write_atomic
 from pointsman.strategies.manifest import MANIFEST
+from support.bundle_seeds import seed_bundle
 from support.bundles import CORRUPTIONS, corrupt, make_bundle, rebuild
 
 
@@ -39,6 +44,41 @@ def test_a_bundle_routes_by_what_it_learned(small: Path) -> None:
     assert batch.shape == (2, 2)
     assert bundle.score("apple") == pytest.approx(dict(zip(bundle.models, batch[0].tolist(), strict=True)), abs=1e-6)
     assert bundle.sha256 == sha256_hex(small.read_bytes())
+
+
+class Slow(SmallestStrategy):
+    """Each decision takes 0.3 s: of waiting, as for a processor that others have, or of work."""
+
+    work = False
+
+    def score(self, vectors: Matrix) -> Matrix:
+        clock = time.thread_time if self.work else time.monotonic
+        until = clock() + 0.3
+        while clock() < until:
+            time.sleep(0 if self.work else 0.3)
+        return super().score(vectors)
+
+
+class Laborious(Slow):
+    """See `Slow`."""
+
+    work = True
+
+
+@pytest.mark.parametrize("kind", [Slow, Laborious])
+def test_a_decision_has_a_limit_of_work_and_a_busy_machine_does_not_count(
+    kind: type[Slow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "PROBE_SECONDS", 0.2)
+    good = parse_bundle(seed_bundle("smallest", "none"), where="bundle.zip")
+    strategy = kind(good.models, good.strategy.arrays()["sizes"])
+    slow = bundles.Bundle(good.manifest, good.manifest_sha256, good.sha256, good.size, good.encoder, strategy)
+    found = None
+    try:
+        vars(bundles)["_probe"](slow, "bundle.zip")
+    except BundleError as error:
+        found = error.code
+    assert found == ("E4318" if strategy.work else None)
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
