@@ -19,6 +19,7 @@ TOUCHED: dict[str, str] = {
     "litellm.integrations.custom_logger:CustomLogger.async_log_success_event": "a request succeeded",
     "litellm.integrations.custom_logger:CustomLogger.async_post_call_failure_hook": "a request failed",
     "litellm.litellm_core_utils.prompt_templates.factory:resolve_structured_messages": "text of a /v1/responses request",
+    "litellm.responses.utils:ResponsesAPIRequestUtils.get_model_id_from_response_id": "who keeps the previous response",
     "litellm.router_strategy.tag_based_routing:get_deployments_for_tag": "its filter after ours, foreseen",
     "litellm.utils:get_excluded_filtered_deployments": "its filter after ours, foreseen",
     "litellm.utils:get_order_filtered_deployments": "its filter after ours, foreseen",

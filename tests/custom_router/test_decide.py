@@ -54,6 +54,18 @@ async def test_what_failed_in_this_request_is_not_picked_again() -> None:
     assert [(item.deployment_id, item.reason) for item in decision.dropped] == [("strong", "tried")]
 
 
+async def test_what_goes_on_from_a_response_goes_where_that_is_kept() -> None:
+    good = decider(Shelf(s=lambda *_: {"weak": 0.2, "strong": 0.9}))
+    asked = replace(request("weak", "strong"), continues="weak")
+    decision = await good.decide(asked, Ticket())
+    assert (decision.order, decision.strategy, decision.fallback) == (("weak",), None, "continued")
+    assert [(item.deployment_id, item.reason) for item in decision.dropped] == [("strong", "continued")]
+    # One that failed, or is away, is no place to go on.
+    assert (await good.decide(asked, Ticket(failed={"weak"}))).order == ("strong",)
+    away = await good.decide(replace(asked, continues="gone"), Ticket())
+    assert (away.order, away.fallback) == (("strong", "weak"), None)
+
+
 async def test_the_only_one_left_is_the_order_and_the_answer_says_why() -> None:
     asked = request("weak")  # the other one has failed, and LiteLLM lets it rest
     decision = await decider(Shelf(s=lambda *_: {"weak": 0.2, "strong": 0.9})).decide(asked, Ticket(failed={"strong"}))

@@ -126,18 +126,22 @@ def test_leaving_a_warm_cache_costs_its_discount() -> None:
 def test_conversations_are_told_by_key_session_and_opening() -> None:
     opening = [{"role": "system", "content": "s"}, {"role": "user", "content": "hello"}]
     later = [*opening, {"role": "assistant", "content": "hi"}, {"role": "user", "content": [{"type": "text", "text": "more"}]}]
-    first = conversation_id("g", "key", None, opening)
+    whose = ("g", "key", "team", None)
+    first = conversation_id(whose, None, opening)
     assert first is not None
-    assert first == conversation_id("g", "key", None, later)
+    assert first == conversation_id(whose, None, later)
     others = [
-        conversation_id("g", "other", None, opening),
-        conversation_id("h", "key", None, opening),
-        conversation_id("g", "key", "s-1", opening),
-        conversation_id("g", "key", None, opening[1:]),
+        conversation_id(whose, "s-1", opening),
+        conversation_id(whose, None, opening[1:]),
+        # The same session and the same words of somebody else: other key, other group, other team, logged in without a key.
+        *(conversation_id(("g", *another), "s-1", opening) for another in ((None, None, "a"), (None, None, "b"))),
+        *(conversation_id(other, None, opening) for other in (("g", "other", "team", None), ("h", "key", "team", None))),
+        conversation_id(("g", "key", "other", None), None, opening),
+        conversation_id(("gk", "ey", "team", None), None, opening),
     ]
-    assert len({first, *others}) == 5
-    assert conversation_id("g", "key", "s-1", []) == others[2]
-    assert conversation_id("g", "key", None, [{"role": "assistant", "content": "x"}]) is None
+    assert len({first, *others}) == 9
+    assert conversation_id(whose, "s-1", []) == others[0]
+    assert conversation_id(whose, None, [{"role": "assistant", "content": "x"}]) is None
 
 
 def test_conversations_are_forgotten_after_a_while_and_over_a_bound() -> None:

@@ -23,7 +23,8 @@ HEADERS: dict[str, str] = {
     "not be applied (`argmax:rank`, `:no_prices`, `:no_calibration`, `:no_pair`); `+explore` where chance decided.",
     "x-pointsman-fallback": "Why a configured strategy did not decide: `no_bundle`, `no_text`, `not_text` (an endpoint without "
     "text to score), `no_candidate`, `only_candidate`, `deadline`, `error`, `rule_unavailable` (a rule for embeddings names a "
-    "deployment that is away), or a strategy's own word; `unknown_strategy`: the key or team asks for one that does not exist. "
+    "deployment that is away), `continued` (`previous_response_id` names a response that this deployment keeps), or a "
+    "strategy's own word; `unknown_strategy`: the key or team asks for one that does not exist. "
     "Of a cascade: docs/strategies.md.",
     "x-pointsman-cascade": "What a cascade spent before the call that answers, which is not in the answer's `usage`: "
     "`calls=2, prompt_tokens=130, completion_tokens=41, cost=0.00021` (US dollars).",

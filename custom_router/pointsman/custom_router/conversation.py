@@ -27,13 +27,16 @@ class Turn:
     tokens: int
 
 
-def conversation_id(
-    group: str, key_hash: str | None, session: str | None, messages: Sequence[Mapping[str, Any]]
-) -> bytes | None:
+def conversation_id(whose: Sequence[str | None], session: str | None, messages: Sequence[Mapping[str, Any]]) -> bytes | None:
     """A digest that is the same for each turn of a conversation, or None where there is nothing to tell it by.
 
     By the session's id where the client sends one; else by the messages up to the first one of the user. Two conversations of
     one key that begin alike are taken for one, which costs no more than a wrong guess at the cache. No text is kept.
+
+    Args:
+        whose: group, key, team and user (some ways to log in have no key); the same session of others is another one.
+        session: the client's id of it.
+        messages: as the client sent them.
     """
     digest = hashlib.blake2b(digest_size=16)
     if session:
@@ -44,9 +47,9 @@ def conversation_id(
             return None
         opening = [m for m in messages[: first + 1] if isinstance(m, Mapping)]
         parts = [f"{m.get('role')}\0{content_text(m.get('content'), PREFIX_CHARS)}" for m in opening]
-    for part in (group, key_hash or "", *parts):
-        digest.update(part.encode("utf-8", "replace"))
-        digest.update(b"\0\0")
+    for part in (*whose, *parts):
+        raw = (part or "").encode("utf-8", "replace")
+        digest.update(len(raw).to_bytes(8) + raw)
     return digest.digest()
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from pointsman.custom_router.conversation import Conversations, Turn, conversation_id
 from pointsman.custom_router.cost import AnswerLengths, Expected, expected_costs, switching_costs
-from pointsman.custom_router.filters import apply_filters
+from pointsman.custom_router.filters import CONTINUED, apply_filters
 from pointsman.custom_router.override import LITELLM, choose
 from pointsman.custom_router.pick import match
 from pointsman.custom_router.policy import Chance, Costs, Ranking, explore, rank_by_cost, rank_by_target
@@ -112,6 +112,8 @@ class Decider:
         ranking = Ranking((remaining[0].deployment_id,) if len(remaining) == 1 else (), LITELLM)
         if ruled is not None:
             name, opinion, ranking = ruled
+        elif name is not None and any(one.reason == CONTINUED for one in dropped):
+            opinion = _Opinion(fallback=CONTINUED)
         elif name is not None and len(request.candidates) > 1:
             opinion = await self._consult(name, request, remaining)
             if opinion.scores:
@@ -218,7 +220,9 @@ class Decider:
         expected = expected_costs(request.candidates, Expected(prompt, answers))
         if not policy.switching:
             return Costs(expected)
-        ticket.conversation = conversation_id(request.group, request.key_hash, request.session, request.messages)
+        ticket.conversation = conversation_id(
+            (request.group, request.key_hash, request.team_id, request.user_id), request.session, request.messages
+        )
         last = self._conversations.last(ticket.conversation)
         if last is None:
             return Costs(expected)

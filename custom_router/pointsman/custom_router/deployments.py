@@ -11,12 +11,13 @@ from functools import lru_cache
 from typing import Any
 
 import litellm
+from litellm.responses.utils import ResponsesAPIRequestUtils
 from litellm.router_strategy.tag_based_routing import get_deployments_for_tag
 from litellm.utils import get_excluded_filtered_deployments, get_order_filtered_deployments
 
 from pointsman.custom_router.request import Prices
 
-__all__ = ["eligible", "map_prices"]
+__all__ = ["continued_from", "eligible", "map_prices"]
 
 PRICES_SECONDS = 300
 """How old a price of LiteLLM's map may be here; an administrator can load a new map while it runs."""
@@ -40,6 +41,15 @@ def _map_prices(model: str, _: int) -> Prices | None:
     if numbers[0] is None:
         return None
     return Prices(numbers[0], numbers[1] or 0.0, numbers[2])
+
+
+def continued_from(kwargs: Mapping[str, Any]) -> str | None:
+    """The deployment that gave the response which a request of the Responses API goes on from, by LiteLLM's id of it."""
+    previous = kwargs.get("previous_response_id")
+    if not isinstance(previous, str):
+        return None
+    found = ResponsesAPIRequestUtils.get_model_id_from_response_id(previous)
+    return found if isinstance(found, str) else None
 
 
 async def eligible(
@@ -70,7 +80,10 @@ def _fitting(deployments: list[dict[str, Any]], messages: list[dict[str, Any]]) 
     # No token is shorter than a byte, and a message adds a handful of its own.
     if not known or len(str(messages).encode()) + 8 * len(messages) <= min(known):
         return deployments
-    tokens = litellm.token_counter(messages=messages)
+    try:
+        tokens = litellm.token_counter(messages=messages)
+    except Exception:  # noqa: BLE001 - of messages that are none; LiteLLM's own filter passes over it as well
+        return deployments
     return [item for item, window in zip(deployments, windows, strict=True) if window is None or tokens <= window]
 
 

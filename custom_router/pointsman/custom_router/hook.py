@@ -22,7 +22,7 @@ from opentelemetry import trace
 from pointsman.custom_router.cascades.calls import inner_target, narrow
 from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
 from pointsman.custom_router.decide import Decider
-from pointsman.custom_router.deployments import eligible, map_prices
+from pointsman.custom_router.deployments import continued_from, eligible, map_prices
 from pointsman.custom_router.embed import ASKING
 from pointsman.custom_router.override import Wish, read_wish
 from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
@@ -102,6 +102,12 @@ def _cascade_cost(ticket: Ticket | None) -> float:
     return ticket.cascade.cost if ticket is not None and isinstance(ticket.cascade, State) else 0.0
 
 
+def _may_go_on(ticket: Ticket) -> None:
+    """Raises `CascadeRefusedError` in every group, once the request's cascade has spent its budget or the client has left."""
+    if isinstance(ticket.cascade, State):
+        ticket.cascade.check()
+
+
 def _status(exception: Exception) -> int | None:
     status = getattr(exception, "status_code", None)
     return status if isinstance(status, int) else None
@@ -152,6 +158,9 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         Raises:
             HTTPException: 403 or 400, for a header of ours that the key may not use or that means nothing.
         """
+        for name in ("metadata", "litellm_metadata"):
+            if isinstance(data.get(name), dict):
+                data[name].pop(DECISION_KEY, None)  # a client's, which would put its outcome on another's record
         ticket = current_ticket()
         if self._decider is None or ticket is None:
             return
@@ -204,6 +213,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         messages: list[dict[str, Any]] | None,
         kwargs: dict[str, Any],
     ) -> list[dict[str, Any]]:
+        _may_go_on(ticket)
         metadata = _metadata(kwargs)
         ASKING.set(metadata)
         left = await eligible(group, deployments, messages, kwargs)
@@ -237,6 +247,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             asker=asker if isinstance(asker, str) and asker else key_user,
             session=_session(kwargs, metadata),
             max_tokens=_limit(kwargs),
+            continues=continued_from(kwargs),
         )
         verdict = await self._cascades.route(request, left, kwargs, metadata, ticket) if self._cascades is not None else None
         decision = verdict.decision if verdict is not None else await decider.decide(request, ticket)
@@ -245,7 +256,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         metadata[DECISION_KEY] = decision.decision_id
         self._record(decision)
         if verdict is not None:
-            return verdict.chosen()
+            _may_go_on(ticket)
+            return verdict.deployments
         dropped = {item.deployment_id for item in decision.dropped if item.reason in ("tried", "excluded")}
         keep = {ticket.picked} if ticket.picked else {c.deployment_id for c in candidates} - dropped
         chosen = [item for item, candidate in zip(left, candidates, strict=True) if candidate.deployment_id in keep]
@@ -263,8 +275,10 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         Without that it counts no cost, and money fails closed (law 3): a key's budget must hold on that endpoint.
         """
         ticket = current_ticket()
-        if ticket is not None and isinstance(ticket.cascade, State) and (messages := ticket.cascade.messages) is not None:
-            return {**kwargs, "messages": messages}
+        if ticket is not None and isinstance(ticket.cascade, State):
+            messages = ticket.cascade.messages(_metadata(kwargs).get(DECISION_KEY))
+            if messages is not None:
+                return {**kwargs, "messages": messages}
         provider = str(kwargs.get("custom_llm_provider") or str(kwargs.get("model")).partition("/")[0])
         if getattr(call_type, "value", None) != "atext_completion" or not kwargs.get("stream") or provider not in TELLS_USAGE:
             return None
@@ -316,6 +330,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
                 decision_id=ticket.decision.decision_id,
                 status="failure",
                 deployment_id=ticket.picked,
+                cost=_cascade_cost(ticket),
                 latency_ms=(time.monotonic() - ticket.started) * 1000,
             )
         )

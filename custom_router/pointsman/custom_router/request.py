@@ -65,6 +65,7 @@ class RoutingRequest:
         asker: whom personal strategies know: the request's `user`, else the key's.
         session: the client's id of the conversation.
         max_tokens: the answer's limit, as the client set it.
+        continues: id of the deployment that keeps the response which this request goes on from.
     """
 
     group: str
@@ -85,6 +86,7 @@ class RoutingRequest:
     asker: str | None = None
     session: str | None = None
     max_tokens: int | None = None
+    continues: str | None = None
 
 
 def candidate_of(deployment: Mapping[str, Any], map_prices: Callable[[str], Prices | None] = lambda _: None) -> Candidate:

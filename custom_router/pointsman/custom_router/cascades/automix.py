@@ -95,6 +95,7 @@ class Automix:
         finally:
             for sample in samples:
                 sample.cancel()
+            await asyncio.gather(*samples, return_exceptions=True)
         return sum(scores) / len(scores) if scores else None
 
     async def _sample(self, judge: Level, messages: Messages, said: Said, temperature: float) -> float | None:

@@ -22,7 +22,7 @@ from pointsman.custom_router.cascades.types import FailedCallError, Level, Messa
 from pointsman.custom_router.request import Prices
 from pointsman.decisions.ticket import CURRENT, Ticket
 
-__all__ = ["Caller", "gone", "inner_target", "narrow", "refusal"]
+__all__ = ["Caller", "gone", "inner_target", "narrow", "spent"]
 
 _TARGET: ContextVar[tuple[str, ...] | None] = ContextVar("pointsman_cascade_target", default=None)
 
@@ -75,7 +75,11 @@ class Caller:
     ) -> Said:
         """See `Ask`."""
         self.limits.begin()
-        await self.check_money()
+        try:
+            await self.check_money()
+        except StopError:
+            self.limits.begun -= 1  # it was not made
+            raise
         given = {"max_tokens": max_tokens, "temperature": temperature}
         params = dict(self.params) if role in ("answer", "part") else {k: v for k, v in given.items() if v is not None}
         started = time.monotonic()
@@ -113,6 +117,8 @@ class Caller:
             num_retries=0,  # another model is the cascade's answer to a failure
             disable_fallbacks=True,
             drop_params=True,
+            # LiteLLM keeps answers by group and prompt: a doubted one would be given again in place of the stronger model's.
+            cache={"no-cache": True, "no-store": True},
             timeout=self.limits.seconds_left,
             **self.extra,
             **params,
@@ -148,13 +154,10 @@ def _said(response: Any, level: Level, prices: Mapping[str, Prices]) -> Said:
     return Said(text, level, deployment, reason, prompt, completion, float(cost))
 
 
-def refusal(reason: str) -> Exception:
+def spent() -> Exception:
     """What a request fails with whose budget was spent by the cascade's own calls."""
-    error: Exception = litellm.BudgetExceededError(
-        current_cost=0.0,
-        max_budget=0.0,
-        message=f"Budget has been exceeded! ({reason}: by the calls of this request's cascade)",
-    )
+    message = "Budget has been exceeded! (by the calls of this request's cascade)"
+    error: Exception = litellm.BudgetExceededError(current_cost=0.0, max_budget=0.0, message=message)
     return error
 
 

@@ -6,14 +6,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pointsman.cascade_settings import CASCADE_KINDS
 from pointsman.custom_router.cascades import replay
 from pointsman.custom_router.cascades.automix import Automix
-from pointsman.custom_router.cascades.calls import Caller, gone, refusal
+from pointsman.custom_router.cascades.calls import Caller, gone, spent
 from pointsman.custom_router.cascades.limits import Limits
 from pointsman.custom_router.cascades.models import best_of, levels_of, named
 from pointsman.custom_router.cascades.money import purses_of
@@ -47,7 +47,9 @@ class State:
         levels: the group's models, weakest first.
         spare: an answer that was doubted; better than none when whoever should answer instead fails.
         said: the answer to give again, of the attempt that is under way.
-        told: whether its steps stand in a decision already.
+        told: whether its steps stand in a decision already, or are not to: while it runs.
+        refused: makes the error that the request ends with; it must not go on in a group that it falls back to.
+        decisions: ids of those that are the cascade's own.
     """
 
     group: str
@@ -56,12 +58,22 @@ class State:
     levels: tuple[Level, ...] = ()
     spare: Said | None = None
     said: Said | None = None
-    told: bool = field(default=False)
+    told: bool = True
+    refused: Callable[[], Exception] | None = None
+    decisions: set[str] = field(default_factory=set)
 
-    @property
-    def messages(self) -> Messages | None:
-        """What whoever answers is asked in place of the client's messages."""
-        return self.ending.messages
+    def check(self) -> None:
+        """See to it that a request that was refused stays so.
+
+        Raises:
+            CascadeRefusedError: it was.
+        """
+        if self.refused is not None:
+            raise CascadeRefusedError(self.refused())
+
+    def messages(self, decision_id: object) -> Messages | None:
+        """What whoever answers is asked in place of the client's messages, where the call follows a decision of the cascade."""
+        return self.ending.messages if decision_id in self.decisions else None
 
     @property
     def cost(self) -> float:
@@ -76,21 +88,10 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """For one attempt: what LiteLLM gets to choose from, the decision, and the error in place of both."""
+    """For one attempt: what LiteLLM gets to choose from, and the decision."""
 
     deployments: list[dict[str, Any]]
     decision: Decision
-    error: Exception | None = None
-
-    def chosen(self) -> list[dict[str, Any]]:
-        """The deployments.
-
-        Raises:
-            CascadeRefusedError: the request must not go on.
-        """
-        if self.error is not None:
-            raise CascadeRefusedError(self.error)
-        return self.deployments
 
 
 class CascadeRefusedError(Exception):
@@ -125,6 +126,8 @@ class Cascades:
     ) -> Verdict | None:
         """The verdict for one attempt, or None where no cascade is configured for it; the first attempt runs the cascade.
 
+        Whether the request may go on is for `State.check` to say, once the decision is recorded.
+
         Args:
             request: what is known of it.
             deployments: LiteLLM's, one for each of `request.candidates`.
@@ -137,28 +140,32 @@ class Cascades:
         found = self._settings.strategies.get(name) if name is not None else None
         if name is None or found is None or found.kind not in CASCADE_KINDS or request.endpoint != "text":
             return None
-        if len(request.candidates) < 2 and ticket.cascade is None:
+        ids = {one.deployment_id for one in request.candidates}
+        if ticket.cascade is None and (len(ids) < 2 or request.continues in ids):
             return None
         started = time.perf_counter_ns()
         state = ticket.cascade if isinstance(ticket.cascade, State) else None
-        error: Exception | None = None
         if state is None:
             state = State(request.group, Ending(), Limits(found.cascade))
             ticket.cascade = state
             try:
                 await self._run(name, state, request, kwargs, metadata, ticket)
             except _GoneError:
-                error = gone()
-        chosen, order, model, fallback = _choose(state, request, deployments, ticket)
-        if error is None and not chosen:
-            error = refusal("budget")
+                state.refused = gone
+            state.told = False
+        chosen, order, model, fallback = _choose(state, request, deployments, ticket, _last_try(metadata))
+        if state.refused is None and not chosen:
+            state.refused = spent
         bundle = self._strategies.get(name)
         detail = {"kind": found.kind, **state.ending.detail}
         if not state.told:
             detail |= {"steps": [step.as_json() for step in state.limits.steps], "cost": state.cost}
             state.told = True
+        decision_id = new_decision_id()
+        if state.group == request.group:
+            state.decisions.add(decision_id)
         decision = Decision(
-            decision_id=new_decision_id(),
+            decision_id=decision_id,
             request_id=request.request_id,
             group=request.group,
             strategy=name,
@@ -176,7 +183,7 @@ class Cascades:
             detail=detail,
             chosen_by=choice.by,
         )
-        return Verdict(chosen, decision, error)
+        return Verdict(chosen, decision)
 
     def _knows(self, name: str) -> bool:
         return name in self._settings.strategies or self._strategies.get(name) is not None
@@ -286,7 +293,7 @@ async def _while_there(work: Any, ticket: Ticket) -> Ending:
 
 
 def _choose(
-    state: State, request: RoutingRequest, deployments: Sequence[dict[str, Any]], ticket: Ticket
+    state: State, request: RoutingRequest, deployments: Sequence[dict[str, Any]], ticket: Ticket, last_try: bool
 ) -> tuple[list[dict[str, Any]], tuple[str, ...], str | None, str | None]:
     """What LiteLLM gets, the order, the model that answers, and the reason where it is not the regular end."""
     ending, failed = state.ending, ticket.failed | request.excluded
@@ -298,8 +305,10 @@ def _choose(
     again = replay.deployment_id(request.group)
     if state.group == request.group and again not in failed:
         said, reason = ending.said, ending.fallback
-        if said is None and ending.level is not None and state.spare is not None and set(ending.level.deployments) & failed:
-            said, reason = state.spare, "escalation"
+        if said is None and ending.level is not None and state.spare is not None:
+            stronger = set(ending.level.deployments) & by_id.keys()
+            if stronger <= failed or (last_try and stronger & failed):
+                said, reason = state.spare, "escalation"
         if said is not None:
             state.said = said
             ticket.models[again] = said.level.model
@@ -316,6 +325,12 @@ def _choose(
         left = [item for name, item in by_id.items() if name not in failed] or list(deployments)
         return left, (), None, ending.fallback or "no_candidate"
     return [by_id[ranked[0]]], tuple(ranked), models[ranked[0]], ending.fallback
+
+
+def _last_try(metadata: Mapping[str, Any]) -> bool:
+    """Whether LiteLLM makes no further attempt in this group, should this one fail."""
+    tried, most = metadata.get("attempted_retries"), metadata.get("max_retries")
+    return not (isinstance(tried, int) and isinstance(most, int)) or tried >= most
 
 
 def _shuffled(ids: list[str]) -> list[str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from pointsman.custom_router.filters.continued import CONTINUED, continued
 from pointsman.custom_router.filters.tried import tried
 from pointsman.custom_router.request import Candidate, RoutingRequest
 from pointsman.decisions import Dropped
 from pointsman.decisions.ticket import Ticket
 
-__all__ = ["FILTERS", "Filter", "apply_filters"]
+__all__ = ["CONTINUED", "FILTERS", "Filter", "apply_filters"]
 
 Filter = Callable[[RoutingRequest, Ticket, Sequence[Candidate]], tuple[Dropped, ...]]
 """Request, ticket and remaining candidates in; what is dropped out."""
 
-FILTERS: Sequence[Filter] = (tried,)
+FILTERS: Sequence[Filter] = (tried, continued)
 """In this order."""
 
 
