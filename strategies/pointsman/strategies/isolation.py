@@ -34,13 +34,13 @@ class Limits:
         memory: bytes of address space above what the bare child needs, for a bundle without weights.
         memory_factor: bytes for each byte of the bundle and of its encoder's files beside it.
         cpu: seconds of processor time.
-        wall: seconds.
+        wall: seconds by the clock, for what hangs without work: a machine that is busy makes minutes of what takes seconds.
     """
 
     memory: int = 1536 * 2**20
     memory_factor: int = 8
     cpu: int = 60
-    wall: float = 90.0
+    wall: float = 240.0
 
 
 LIMITS = Limits()
