@@ -26,6 +26,7 @@ TOUCHED: dict[str, str] = {
     # Cascades (custom_router/cascades), whose answers go through a CustomLLM as well.
     "litellm:Router.acompletion": "a cascade's calls",
     "litellm.proxy.proxy_server:get_current_spend": "the caller's budgets, between a cascade's calls",
+    "litellm.types.utils:StandardCallbackDynamicParams": "how key and team want a cascade's calls logged",
     "litellm:BudgetExceededError": "what a request ends with whose cascade spent the budget",
     # The application and its router (core/).
     "litellm.proxy.proxy_server:app": "embedded",

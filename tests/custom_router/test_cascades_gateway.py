@@ -235,7 +235,8 @@ def test_an_escalated_answer_is_streamed_as_it_comes(cascading: Gateway, upstrea
     raw = ask(cascading, key, "auto", stream=True)
     came = chunks(raw.parse())
     assert "".join(text for _, text in came) == "served by auto-strong"
-    assert told(raw, "model") == "openai/strong-model"
+    assert [told(raw, name) for name in ("model", "fallback")] == ["openai/strong-model", None]
+    assert (told(raw, "cascade") or "").startswith("calls=2, ")  # it was doubted, and not left alone
     words = [at for at, text in came if text]
     assert len(words) >= 3
     assert words[-1] - words[0] > 0.08 * (len(words) - 1)  # one by one, not all at the end
@@ -250,6 +251,34 @@ def test_a_believed_answer_is_given_as_a_stream(cascading: Gateway, upstreams: U
     assert [chunk.usage.completion_tokens for chunk in stream if chunk.usage] == [3]
     assert [chunk.choices[0].finish_reason for chunk in stream if chunk.choices and chunk.choices[0].finish_reason] == ["stop"]
     assert told(raw, "model") == "openai/cheap-model"
+
+
+def test_usage_is_for_a_stream_that_asks_for_it(cascading: Gateway, upstreams: Upstreams, key: str) -> None:
+    upstreams.script("auto-cheap", (VERDICT, verdict(10)), ("", "one two"))
+    raw = ask(cascading, key, "auto", stream=True)
+    stream = list(raw.parse())
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices) == "one two"
+    assert [chunk for chunk in stream if chunk.usage] == []
+    assert [told(raw, name) for name in ("model", "fallback")] == ["openai/cheap-model", None]
+
+
+def test_who_leaves_in_the_middle_of_the_answer_ends_it_and_pays_for_what_was_said(
+    cascading: Gateway, upstreams: Upstreams
+) -> None:
+    key = cascading.new_key(models=["auto"])
+    upstreams.script("auto-cheap", (VERDICT, verdict(0)))
+    upstreams.fault("auto-strong", stall_after_chunks=2)
+    messages = [{"role": "user", "content": "hello"}]
+    with cascading.http(key).stream(
+        "POST", "/v1/chat/completions", json={"model": "auto", "messages": messages, "stream": True}
+    ) as answer:
+        assert any('"content"' in line for line in answer.iter_lines())
+    wait_for(lambda: upstreams.report("auto-strong")["active"] == 0, 5, "the stream that stalled is cancelled")
+    assert upstreams.requests("auto-strong")[-1]["delivered"] == "disconnected"
+    wait_for(lambda: len(spend_rows(cascading, key)) == 3, 20, "the calls before it, and what was streamed")
+    costs = {row["model_id"]: row["spend"] for row in spend_rows(cascading, key)}
+    assert set(costs) == {"auto-cheap", "auto-strong"}
+    assert all(cost > 0 for cost in costs.values())
 
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import litellm
 import pytest
 from litellm.caching.caching import Cache
+from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 from litellm.proxy._types import UserAPIKeyAuth
 
@@ -80,11 +81,12 @@ class Stand:
         monkeypatch.setattr(proxy_server, "llm_router", self.router)
         self.ticket = Ticket()
 
-    async def ask(self, **metadata: Any) -> str:
+    async def ask(self, params: Mapping[str, Any] = MappingProxyType({}), **metadata: Any) -> str:
         token = CURRENT.set(self.ticket)
         try:
             told = {"user_api_key": "k", "user_api_key_request_route": "/v1/chat/completions", **metadata}
-            answer = await self.router.acompletion("auto", [{"role": "user", "content": "two and two"}], metadata=told)
+            messages = [{"role": "user", "content": "two and two"}]
+            answer = await self.router.acompletion("auto", messages, metadata=told, **params)
         finally:
             CURRENT.reset(token)
         return str(answer.choices[0].message.content)
@@ -155,6 +157,19 @@ async def test_nor_is_a_client_that_left(stand: Callable[..., Stand]) -> None:
     with pytest.raises(litellm.BadRequestError, match="has gone"):
         await made.ask()
     assert [one.group for one in made.of(Decision)] == ["auto"]
+
+
+async def test_what_key_and_team_say_of_logging_holds_for_every_call(stand: Callable[..., Stand]) -> None:
+    made, seen = stand(), []
+
+    class Recorder(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
+        async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:
+            seen.append({name: kwargs.get(name) for name in wanted})
+
+    wanted = {"litellm_disabled_callbacks": ["one"], "langfuse_public_key": "pk-of-the-team", "turn_off_message_logging": True}
+    litellm.callbacks.append(Recorder())
+    await made.ask(params=wanted)
+    assert seen == [wanted] * 3  # an answer, a verdict, the strong model's
 
 
 async def test_what_a_refused_request_had_spent_is_on_its_record() -> None:

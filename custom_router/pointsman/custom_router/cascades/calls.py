@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import litellm
+from litellm.types.utils import StandardCallbackDynamicParams
 
 from pointsman.custom_router.cascades.limits import Limits, Step
 from pointsman.custom_router.cascades.money import Purse, spent_out
@@ -22,7 +23,7 @@ from pointsman.custom_router.cascades.types import FailedCallError, Level, Messa
 from pointsman.custom_router.request import Prices
 from pointsman.decisions.ticket import CURRENT, Ticket
 
-__all__ = ["Caller", "gone", "inner_target", "narrow", "spent"]
+__all__ = ["HANDED_ON", "Caller", "gone", "inner_target", "narrow", "spent"]
 
 _TARGET: ContextVar[tuple[str, ...] | None] = ContextVar("pointsman_cascade_target", default=None)
 
@@ -36,6 +37,11 @@ _NOT_HANDED_ON = _words(
     deployment deployment_model_name model_info api_base attempted_retries max_retries caching_groups"""
 )
 """Of the request's metadata: what belongs to the call that answers. A reservation settled by two would be freed early."""
+
+HANDED_ON = frozenset(StandardCallbackDynamicParams.__annotations__) | _words(
+    "user litellm_trace_id litellm_session_id litellm_trusted_callback_vars litellm_disabled_callbacks"
+)
+"""Of the request's parameters: for whom and in which trace it is, how key and team want calls logged, and whether with text."""
 
 
 def inner_target() -> tuple[str, ...] | None:
@@ -56,7 +62,7 @@ class Caller:
         group: model group.
         metadata: of the request, LiteLLM's.
         params: the client's own, for calls that answer.
-        extra: what goes with every call (`user`, `litellm_trace_id`).
+        extra: what goes with every call (`HANDED_ON`).
         limits: counts.
         purses: budgets.
         prices: deployment id -> prices, for providers whose answer LiteLLM cannot price.

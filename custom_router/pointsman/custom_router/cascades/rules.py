@@ -21,9 +21,12 @@ FORWARDED = _words(
 NEUTRAL = _words(
     """model messages stream stream_options user metadata timeout request_timeout num_retries max_retries fallbacks
     context_window_fallbacks content_policy_fallbacks disable_fallbacks cache ttl caching guardrails tags n safety_identifier
-    prompt_cache_key prompt_cache_retention service_tier store drop_params policies"""
+    prompt_cache_key prompt_cache_retention service_tier store drop_params policies stream_timeout keepalive_seconds session_id
+    trace_id success_callback failure_callback router_settings_override _router_weights enable_prompt_caching"""
 )
-"""Those that mean nothing to them, or that LiteLLM's router takes."""
+"""Those that mean nothing to them, or that LiteLLM's router takes; LiteLLM itself adds some (settings of key and team)."""
+OWN = ("litellm_", "_litellm_")
+"""What LiteLLM adds begins so; `_litellm_strip_stream_usage` stands in nearly every streamed request."""
 
 NOTHING: tuple[Any, ...] = (None, False, "", [], {}, "none", "auto")
 ROLES = frozenset({"system", "developer", "user", "assistant"})
@@ -39,7 +42,7 @@ def unfit(route: str | None, body: Mapping[str, Any], messages: Sequence[Mapping
 
     Args:
         route: path of the endpoint.
-        body: what the client sent.
+        body: what the client sent, and what LiteLLM added to it.
         messages: its conversation.
     """
     if not (route or "").endswith(CHAT) or not messages:
@@ -55,7 +58,7 @@ def unfit(route: str | None, body: Mapping[str, Any], messages: Sequence[Mapping
     if said.get("n", 1) != 1:
         return "parameter"
     known = FORWARDED | NEUTRAL | {"response_format", "parallel_tool_calls", "logprobs"}
-    if any(key not in known and not key.startswith("litellm_") for key, value in said.items() if value is not False):
+    if any(key not in known and not key.startswith(OWN) for key, value in said.items() if value is not False):
         return "parameter"
     return "parameter" if said.get("logprobs") else None
 
