@@ -199,7 +199,7 @@ def within_budget(
 def compare(kind: str, data: RoutingSet, folder: Path, vectors: tuple[Matrix, Matrix], python: str | None) -> dict[str, Any]:
     """One strategy on one set, ours and LLMRouter's."""
     started = time.perf_counter()
-    nothing = kind in TRAINERS and TRAINERS[kind].encoder == "none"
+    nothing = kind not in TRAINERS or TRAINERS[kind].encoder == "none"
     if nothing:
         empty = NoEncoder()
         vectors = empty.encode(data.train.queries), empty.encode(data.held.queries)

@@ -9,12 +9,12 @@ from bench.strategies_data import ORDERS
 __all__ = ["BESIDE", "UNUSED", "markdown"]
 
 BESIDE = {
-    "linear": "has none",
-    "ensemble": "has none",
-    "routerdc": "wants mDeBERTa's weights",
+    "linear": "LLMRouter has none",
+    "ensemble": "LLMRouter has none",
+    "routerdc": "not run: wants mDeBERTa's weights",
 }
 """Why there is nothing of LLMRouter's to compare with."""
-UNUSED = {"personalized": "these data know no users"}
+UNUSED = {"personalized": "not run: these data know no users"}
 """Kinds that are not measured, and why."""
 
 

@@ -117,13 +117,19 @@ def test_baselines() -> None:
 
 
 def test_a_small_run(tmp_path: Path) -> None:
-    """On the generator a strategy that learns saves half of the best model's cost at about its quality."""
+    """On the generator a strategy that learns is about as good as the best model, and cheaper."""
     command = [sys.executable, "-m", "bench.strategies", "--work", str(tmp_path), "--json", str(tmp_path / "out.json")]
-    subprocess.run([*command, "--kinds", "linear", "knn", "elo"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--kinds", "linear", "knn", "elo", "hybrid", "smallest"], cwd=ROOT, check=True, capture_output=True
+    )
     (result,) = json.loads((tmp_path / "out.json").read_text())
     rows = {row["kind"]: row for row in result["rows"]}
     best = next(value for name, value in result["baselines"].items() if name.startswith("best single"))
+    cheapest = next(value for name, value in result["baselines"].items() if name.startswith("cheapest"))
     assert rows["elo"]["quality"] == pytest.approx(best[0]), "it is a constant"
+    assert (rows["smallest"]["quality"], rows["smallest"]["cost"]) == pytest.approx(cheapest)
+    assert rows["smallest"]["us_with_text"][0] < result["encoders"]["tfidf"][0], "it reads no text"
+    assert cheapest[1] < rows["hybrid"]["cost"] < best[1]
     assert rows["linear"]["quality"] > best[0] - 0.05
     assert rows["linear"]["cost"] < best[1]
     assert all(0 < row["us"][0] <= row["us"][1] and row["us_with_text"][0] < 1e5 for row in rows.values())

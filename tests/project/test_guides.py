@@ -68,7 +68,7 @@ def test_strategies(reader: Reader) -> None:
     assert back["version"] == first[1]
     assert back["blocked"] == [status["sha256"]]
     assert (reader.checkout / "build" / "signed" / "current.json").is_file()
-    assert f"{status['sha256']}.zip: ok\n" in _of(printed, "strategies verify")  # the pointer's; to block it is the fleet's affair
+    assert f"{status['sha256']}.zip: ok\n" in _of(printed, "strategies verify")
     answers = [json.loads(line) for line in _of(printed, "strategies score").splitlines()]
     assert len(answers) == len((reader.checkout / "examples" / "training.jsonl").read_text().splitlines())
     for answer in answers:
