@@ -244,6 +244,45 @@ def test_a_conversation_stays_where_its_prompt_is_cached(running: Gateway, make_
     assert served_by(ask(running, key, "weighed", turn, headers)) == "weighed-weak"
 
 
+def test_nobody_elses_conversation_counts_nor_on_another_endpoint(running: Gateway, make_key: Callable[..., str]) -> None:
+    """Anthropic's endpoint, marks for its cache, and two keys that say the same in a session of the same name."""
+    mine, other = make_key(None, None, True), make_key(None, None, ("cost_weight",))
+    mark = {"cache_control": {"type": "ephemeral"}}
+    system = [{"type": "text", "text": f"{HARD} {uuid.uuid4().hex} " * 200, **mark}]
+    opening = [{"role": "user", "content": [{"type": "text", "text": HARD, **mark}]}]
+    turn = [*opening, {"role": "assistant", "content": "so be it"}, {"role": "user", "content": EASY}]
+
+    def message(key: str, messages: list[Any]) -> httpx.Response:
+        body = {"model": "weighed", "max_tokens": 50, "system": system, "messages": messages}
+        headers = {"x-pointsman-cost-weight": "5", "x-litellm-session-id": "one-and-the-same"}
+        answer = running.http(key).post("/v1/messages", json=body, headers=headers)
+        assert (answer.status_code, answer.headers["x-pointsman-policy"]) == (200, "cost"), answer.text
+        return answer
+
+    first = message(mine, opening)
+    assert first.headers["x-litellm-model-id"] == "weighed-strong"
+    row_of(running, first)  # from then on the worker knows who served it
+    theirs = message(other, turn)
+    assert theirs.headers["x-litellm-model-id"] == "weighed-weak"
+    assert "switching" not in row_of(running, theirs)["detail"]
+    again = message(mine, turn)
+    assert again.headers["x-litellm-model-id"] == "weighed-strong"
+    assert row_of(running, again)["detail"]["switching"]["weighed-weak"] > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_is_gone_on_from_where_it_is_kept(running: Gateway, make_key: Callable[..., str], stream: bool) -> None:
+    client = running.openai(make_key())
+    first = client.responses.create(model="auto", input=HARD)
+    raw = client.responses.with_raw_response.create(
+        model="auto", input=EASY, previous_response_id=first.id, **({"stream": True} if stream else {})
+    )
+    answer = raw.parse()
+    assert not stream or list(answer)
+    assert raw.headers["x-litellm-model-id"] == "auto-strong"
+    assert (raw.headers["x-pointsman-strategy"], raw.headers["x-pointsman-fallback"]) == ("litellm", "continued")
+
+
 def test_exploration_writes_down_its_odds(running: Gateway, make_key: Callable[..., str]) -> None:
     answers = [ask(running, make_key(), "explored", HARD) for _ in range(50)]
     picks = [served_by(answer) for answer in answers]
@@ -316,6 +355,7 @@ TOOLS = [{"name": "look", "description": "looks", "input_schema": {"type": "obje
         ("completions", {"prompt": HARD}, STRAIGHT),
         ("completions", {"prompt": [HARD]}, STRAIGHT),
         ("completions", {"prompt": [1, 2, 3]}, None),
+        ("completions", {"prompt": [[1, 2], [3]]}, None),
     ],
 )
 @pytest.mark.requirement("R-2.5")
