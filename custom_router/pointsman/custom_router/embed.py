@@ -36,7 +36,7 @@ async def embed(model: str, text: str, query: Query) -> list[float]:
     # that the encoder is not asked in order to ask the encoder.
     CURRENT.set(Ticket(endpoint="embedding"))
     response = await router.aembedding(
-        model=model, input=[text], metadata=_metadata(ASKING.get()), num_retries=0, max_retries=0, disable_fallbacks=True
+        model=model, input=[text], metadata=_metadata(ASKING.get()), num_retries=0, disable_fallbacks=True
     )
     vector: list[float] = response.data[0]["embedding"]
     return vector
