@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from pointsman.strategies.remote.child import tree_of
 from support.gateway import Gateway, pointsman
 from support.processes import wait_for
 from support.remote import router_file, stand_in_python
@@ -145,6 +149,39 @@ def test_every_request_is_answered_and_told_why_and_it_recovers(gateway: Gateway
     assert (again.headers["x-pointsman-model"], again.headers.get("x-pointsman-fallback")) == (f"openai/{STRONG}", None)
 
 
+def test_under_load_it_is_killed_and_stopped_and_no_request_is_lost(gateway: Gateway) -> None:
+    over = threading.Event()
+
+    def client() -> list[tuple[int, str | None, str]]:
+        answers = []
+        while not over.is_set():
+            answer = ask(gateway, "does-killed", HARD)
+            answers.append((answer.status_code, answer.headers.get("x-pointsman-fallback"), answer.text))
+        return answers
+
+    with ThreadPoolExecutor(6) as clients:
+        running = [clients.submit(client) for _ in range(6)]
+        try:
+            for signalled in (signal.SIGKILL, signal.SIGSTOP):
+                before = wait_for(lambda: (now := process_of(gateway, "KILLED"))["state"] == "ready" and now, 30, "it is ready")
+                wait_for(lambda: process_of(gateway, "KILLED")["answered"] > before["answered"] + 20, 30, "it is busy")  # noqa: B023
+                os.kill(before["pid"], signalled)
+                wait_for(
+                    lambda: (now := process_of(gateway, "KILLED"))["state"] == "ready" and now["starts"] > before["starts"],  # noqa: B023
+                    30,
+                    "another one is ready",
+                )
+        finally:
+            over.set()
+        answers = [answer for each in running for answer in each.result()]
+    assert {status for status, _, _ in answers} == {200}, [text for status, _, text in answers if status != 200][:1]
+    reasons = Counter(fallback for _, fallback, _ in answers)
+    assert reasons[None] > 60
+    assert reasons["worker_died"] > 0
+    assert reasons.keys() <= {None, "worker_died", "worker_deadline", "worker_busy", "deadline"}
+    assert process_of(gateway, "KILLED")["refused"]["worker_died"] >= reasons["worker_died"]
+
+
 def test_what_cannot_be_imported_is_said(gateway: Gateway) -> None:
     answer = ask(gateway, "unimportable", EASY)
     assert (answer.status_code, answer.headers["x-pointsman-fallback"]) == (200, "worker_broken")
@@ -195,7 +232,13 @@ def test_signed_code_runs_in_its_own_process_and_a_new_version_takes_over(gatewa
 
 def test_they_end_even_with_a_supervisor_that_was_killed(gateway: Gateway) -> None:
     """The last test: nobody tells them to end."""
+    assert ask(gateway, "does-die", "DAEMON now").status_code == 200  # in a session of its own, without a parent
     pids = [process_of(gateway, word)["pid"] for word in REASONS]
     assert all(pids)
+    guards = [pid for pid in tree_of(gateway.pid) if b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    members = {member for guard in guards for member in tree_of(guard)}
+    assert {*pids} < members
+    (daemon,) = (int(path.read_text()) for path in Path(f"/proc/{process_of(gateway, 'DIE')['pid']}/cwd").glob("daemon"))
+    assert daemon in members
     os.kill(gateway.pid, signal.SIGKILL)
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 10, "all of them are gone")
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members), 10, "all of them are gone")

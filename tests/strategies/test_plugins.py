@@ -31,7 +31,7 @@ class Code:
 
     def score(self, texts: Sequence[str], users: Sequence[str | None]) -> Any:
         self.threads.add(threading.current_thread().name)
-        if isinstance(self.answer, Exception):
+        if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
 
@@ -87,6 +87,8 @@ async def test_one_that_waits_by_itself() -> None:
         None,
         7,
         RuntimeError("about apple pie"),
+        SystemExit("apple"),
+        KeyboardInterrupt("apple"),
     ],
     ids=str,
 )
@@ -102,6 +104,22 @@ async def test_what_is_wrong_raises_and_is_reported_once(answer: Any) -> None:
     code.answer = [[0.5, 1.0]]
     await scorer.score_async(Query("apple pie"))
     assert told[1:] == [None]
+
+
+async def test_one_that_wants_to_end_the_process_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Leaving:
+        models, scale = MODELS, "rank"
+
+        async def score_async(self, query: Query) -> Mapping[str, float]:
+            sys.exit(3)
+
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        await PluginScorer("s", Leaving()).score_async(Query("x"))
+
+    with zipfile.ZipFile(example_wheel(tmp_path, module="raise SystemExit(3)")) as archive:
+        archive.extractall(tmp_path / "leaving")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "leaving")])
+    assert isinstance(await load_plugin("mine", "length", {}), BrokenPlugin)
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,56 @@ async def test_what_is_not_signed_well_is_not_run(served: Served, tmp_path: Path
     assert served.code.error.code == "E4303"
 
 
+async def test_a_pointer_that_is_signed_for_another_strategy(served: Served, tmp_path: Path) -> None:
+    served.publish("1.0.0", strategy="other")
+    await served.start()
+    assert (served.code.error.code, served.code.current) == ("E4305", None)  # type: ignore[union-attr]
+    # Nor does a wheel of another digest pass for the one that was signed, however its pointer is put together.
+    pointer = tmp_path / "published/current.json"
+    pointer.unlink()
+    served.publish("1.0.0")
+    good = parse_code_pointer(pointer.read_bytes(), "here")
+    for change in ({"sequence": 7}, {"sha256": "0" * 64}, {"wheel": "other.whl"}, {"strategy": "other"}, {"size": 1}):
+        pointer.write_bytes(good.model_copy(update=change).encoded())
+        await served.code.poll()
+        assert (served.code.error.code, served.code.current) == ("E4303", None), change  # type: ignore[union-attr]
+
+
+async def test_what_was_wrong_is_told_as_long_as_it_is(served: Served, tmp_path: Path) -> None:
+    pointer, aside = tmp_path / "published/current.json", tmp_path / "aside"
+    served.publish("1.0.0")
+    await served.start()
+    await served.until(lambda: served.owner.ready)
+
+    async def told() -> str | None:
+        await served.code.poll()
+        return served.code.error.code if served.code.error is not None else None
+
+    pointer.rename(aside)
+    assert await told() is not None
+    aside.rename(pointer)
+    assert await told() is None, "the source is back"
+    good = pointer.read_bytes()
+    pointer.write_bytes(b"{}")
+    assert await told() == "E4312"
+    pointer.write_bytes(good)
+    assert await told() is None
+    served.publish("2.0.0", "raise RuntimeError('not today')")
+    await served.code.poll()
+    await served.until(lambda: served.code.error and served.owner.ready)
+    pointer.rename(aside)
+    assert await told() not in (None, "E4330")
+    aside.rename(pointer)
+    assert await told() == "E4330", "what is published still cannot be loaded"
+
+
+async def test_what_is_kept_on_disk_is_damaged(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "kept/state.json").mkdir(parents=True)
+    served.publish("1.0.0")
+    await served.start()
+    assert served.code.error is not None, "it cannot be saved; that is told, and nothing else falls"
+
+
 async def test_a_wheel_that_is_not_the_signed_one(served: Served, tmp_path: Path) -> None:
     served.publish("1.0.0")
     (found,) = (tmp_path / "published").rglob("*.whl")

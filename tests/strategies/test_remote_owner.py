@@ -21,7 +21,7 @@ from pointsman.strategies.base import AsyncScorer, Query, UnavailableError
 from pointsman.strategies.catalogue import CATALOGUE
 from pointsman.strategies.remote.child import tree_of
 from pointsman.strategies.remote.hub import Hub
-from pointsman.strategies.remote.owner import MAX_TEXT, Owner
+from pointsman.strategies.remote.owner import MAX_TEXT, Owner, pause_after
 from pointsman.strategies.remote.prepare import llmrouter_spec
 from pointsman.strategies.remote.scorer import Line
 from pointsman.strategies.remote.serve import MAX_MESSAGE, pack, unpack
@@ -113,6 +113,11 @@ async def test_it_sees_no_secret(make: Make, tmp_path: Path) -> None:
         ("STRANGER", "worker_nonsense", "a-model-of-nobody"),
         ("RUBBISH", "worker_nonsense", "no message"),
         ("ENDLESS", "worker_nonsense", "4294967295 bytes"),
+        ("BIGINT", "worker_nonsense", "no finite numbers"),
+        ("MANY", "worker_nonsense", "10001 models"),
+        ("HALF", "worker_died", "status 0"),
+        ("HALFWAY", "worker_deadline", "within 1 s"),
+        ("STOPPED", "worker_deadline", "within 1 s"),
         ("IMPORT", "worker_broken", "vllm"),
     ],
 )
@@ -130,8 +135,9 @@ async def test_it_misbehaves_and_is_replaced(make: Make, prompt: str, told: str,
         owner.restart()
     await until(lambda: owner.ready)
     assert await owner.ask(EASY, None) == {WEAK: 1.0}
-    assert owner.status()["restarts"] == 1
-    assert owner.status()["refused"] == {told: 2}
+    after = owner.status()
+    assert (after["restarts"], after["refused"], after["last_error"]) == (1, {told: 2}, None)
+    assert after["last_failure"]["reason"] == told, "why there was another one is told while it runs well, too"
 
 
 @pytest.mark.strategy("says what is missing", "causallm")
@@ -180,6 +186,78 @@ async def test_its_children_are_ended_with_it(make: Make) -> None:
     await until(lambda: not any(_alive(pid) for pid in members))
 
 
+@pytest.mark.parametrize("way", ["stopped", "replaced", "died", "killed", "supervisor"])
+async def test_what_it_left_behind_is_ended(make: Make, tmp_path: Path, way: str) -> None:
+    """A process in a session of its own, without a parent, that holds the output open: whatever ends the one that made it."""
+    owner = await make()
+    await owner.ask("DAEMON", None)
+    daemon, pid = int((tmp_path / "scratch-0/daemon").read_text()), owner.status()["pid"]
+    assert _alive(daemon)
+    if way == "stopped":
+        await owner.stop()
+    elif way == "replaced":
+        owner.restart()
+    elif way == "died":
+        assert await reason(owner.ask("DIE", None)) == "worker_died"
+    elif way == "killed":
+        os.kill(pid, signal.SIGKILL)
+    else:  # what its guard sees of a supervisor that was killed: the line closes, and nobody says a word
+        owner._child.writer.transport.abort()  # type: ignore[union-attr]
+    await until(lambda: not _alive(daemon) and not _alive(pid))
+    if way != "stopped":
+        await until(lambda: owner.ready and owner.status()["starts"] == 2)
+        assert await owner.ask(EASY, None) == {WEAK: 1.0}
+
+
+async def test_nothing_is_left_of_those_that_were_replaced(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pointsman.strategies.remote.owner.FIRST_PAUSE", 0.0)
+    owner = await make()
+    counts = []
+    for turn in range(16):
+        if turn % 2:
+            assert await reason(owner.ask("DIE", None)) == "worker_died"
+        else:
+            owner.restart()
+        await until(lambda turn=turn: owner.ready and owner.status()["starts"] == turn + 2)  # type: ignore[misc]
+        assert await owner.ask(EASY, None) == {WEAK: 1.0}
+        # Itself, its guard; and what was replaced is no zombie.
+        await until(lambda: len([pid for pid in tree_of(os.getpid())[1:] if _serves(pid)]) == 2)
+        counts.append(len([*Path("/proc/self/fd").iterdir()]))
+    assert counts[-1] == counts[1]
+
+
+def _serves(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes() or not _alive(pid)
+    return False
+
+
+def test_the_pause_between_two_starts_grows_to_a_minute() -> None:
+    pauses = [pause_after(failures) for failures in (1, 2, 3, 7, 8, 1_000, 10**9)]
+    assert pauses == [0.5, 1, 2, 32, 60, 60, 60]
+
+
+async def test_one_that_does_not_load_is_not_started_again_and_again(make: Make) -> None:
+    began = asyncio.get_running_loop().time()
+    owner = await make(at_start="DIE", wait=False)
+    for _ in range(50):  # nor do questions hurry it
+        await asyncio.sleep(0)
+        await reason(owner.ask(EASY, None))
+    await until(lambda: owner.status()["starts"] == 3)
+    assert asyncio.get_running_loop().time() - began > pause_after(1) + pause_after(2)
+
+
+async def test_what_it_prints_does_not_stop_it(make: Make) -> None:
+    owner = await make()
+    assert await owner.ask("SHOUT", None) == {WEAK: 1.0}
+    assert owner.status()["refused"] == {}
+
+
+async def test_a_user_with_a_long_name(make: Make) -> None:
+    owner = await make()
+    assert await owner.ask(EASY, "u" * (MAX_MESSAGE + 1)) == {WEAK: 1.0}
+
+
 def _alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -203,9 +281,12 @@ async def test_the_queue_is_bounded_and_who_gave_up_is_left_out(make: Make) -> N
     await asyncio.sleep(0)
     assert await reason(owner.ask(EASY, None)) == "worker_busy"
     impatient.cancel()
+    await asyncio.sleep(0)
+    third = asyncio.ensure_future(owner.ask(EASY, None))  # its place is free
+    assert await third == {WEAK: 1.0}
     assert await first == {WEAK: 1.0}
     assert await patient == {WEAK: 1.0}
-    assert owner.status()["answered"] == 2
+    assert owner.status()["answered"] == 3
 
 
 async def test_it_starts_when_it_is_wanted_and_stops_when_it_is_not(make: Make) -> None:
@@ -251,6 +332,13 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         (tmp_path / "r.yaml").write_text(text)
         with pytest.raises(ConfigError, match=r"mapping|read"):
             llmrouter_spec(CATALOGUE["elo"], tmp_path / "r.yaml", tmp_path)
+    for text in ("a: &a\n  b: *a", "2026-01-01: 1"):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(ConfigError, match="cannot be written again"):
+            llmrouter_spec(CATALOGUE["elo"], tmp_path / "r.yaml", tmp_path)
+    (tmp_path / "r.yaml").write_text("trained: 2026-01-01")
+    llmrouter_spec(CATALOGUE["elo"], tmp_path / "r.yaml", tmp_path)
+    assert json.loads((tmp_path / "router.yaml").read_text()) == {"trained": "2026-01-01"}
 
 
 async def test_over_the_socket(make: Make, tmp_path: Path) -> None:
@@ -265,6 +353,7 @@ async def test_over_the_socket(make: Make, tmp_path: Path) -> None:
     try:
         await line.connect()
         await until(lambda: good.models == (STRONG, WEAK))
+        assert await good.score_async(Query(EASY, "u" * (MAX_MESSAGE + 1))) == {WEAK: 1.0}
         answers = await asyncio.gather(*(good.score_async(Query(text)) for text in (EASY, HARD) * 20))
         assert answers == [{WEAK: 1.0}, {STRONG: 1.0}] * 20
         await until(lambda: other.status()["state"] == "broken")

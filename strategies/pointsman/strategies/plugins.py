@@ -17,13 +17,15 @@ Whatever it raises, and whatever is no finite score for one of its models, costs
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import inspect
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from pointsman.errors import ConfigError
@@ -59,6 +61,15 @@ def missing(name: str, known: Sequence[str]) -> ConfigError:
         where="entry_point",
         mend=f"{mend}Install the package into the gateway's environment; {listed}.",
     )
+
+
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    """An operator's code that asks for the end of the process does not get it: on the event loop that would be the worker's."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"it raised {type(error).__name__}") from error
 
 
 class BrokenPlugin:
@@ -131,12 +142,12 @@ class PluginScorer:
 
     async def _ask(self, query: Query) -> Any:
         if self._async is not None:
-            answer = self._async(query)
-            return await answer if inspect.isawaitable(answer) else answer
+            with _contained():
+                answer = self._async(query)
+                return await answer if inspect.isawaitable(answer) else answer
         if len(self._running) >= THREADS + MAX_WAITING:
             raise UnavailableError("plugin_busy", f"{self._name}: {len(self._running)} queries run or wait")
-        assert self._score is not None  # noqa: S101 - narrows the type; one of the two is there
-        running = self._threads.submit(self._score, [query.text], [query.user])
+        running = self._threads.submit(self._call, [query.text], [query.user])
         self._running.add(running)
         running.add_done_callback(self._running.discard)
         answer = await asyncio.wrap_future(running)
@@ -147,6 +158,11 @@ class PluginScorer:
         row = answer[0]
         return row if isinstance(row, Mapping) else dict(zip(self.models, row, strict=True))
 
+    def _call(self, texts: Sequence[str], users: Sequence[str | None]) -> Any:
+        assert self._score is not None  # noqa: S101 - narrows the type; one of the two is there
+        with _contained():
+            return self._score(texts, users)
+
     def _checked(self, answer: Any) -> Mapping[str, float]:
         scores = {model: float(value) for model, value in answer.items()}
         if not scores or not scores.keys() <= set(self.models):
@@ -154,6 +170,11 @@ class PluginScorer:
         if not all(map(math.isfinite, scores.values())):
             raise ValueError("a score is not finite")
         return scores
+
+
+def _make(point: importlib.metadata.EntryPoint, options: Mapping[str, Any]) -> Any:
+    with _contained():
+        return point.load()(**options)
 
 
 async def load_plugin(
@@ -172,7 +193,7 @@ async def load_plugin(
         if (point := known.get(entry_point)) is None:
             raise missing(entry_point, list(known))
         async with asyncio.timeout(LOAD_SECONDS):
-            code = await in_thread(lambda: point.load()(**options))
+            code = await in_thread(partial(_make, point, options))
         return PluginScorer(name, code, report)
     except Exception as error:  # an operator's code may raise anything; the gateway serves without it (law 3)
         logger.exception("%s: the plugin %r cannot be loaded", name, entry_point)

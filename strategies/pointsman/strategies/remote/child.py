@@ -20,7 +20,9 @@ __all__ = ["Child", "FrameError", "child_environment", "read_message", "resident
 
 logger = logging.getLogger("pointsman.remote")
 
-SERVE = Path(__file__).with_name("serve.py")
+GUARD = Path(__file__).with_name("guard.py")
+END_SECONDS = 2.0
+"""So long its guard may take to end everything; then it is killed, too."""
 KEPT = (
     "PATH",
     "LANG",
@@ -97,10 +99,10 @@ def tree_of(pid: int) -> list[int]:
     return found
 
 
-def resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int, *, alone: bool = False) -> int:
     """Resident memory of a process and its descendants; shared pages count for each. 0 where there is no /proc."""
     pages = 0
-    for member in tree_of(pid):
+    for member in [pid] if alone else tree_of(pid):
         with contextlib.suppress(OSError, ValueError, IndexError):
             pages += int(Path(f"/proc/{member}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
@@ -110,19 +112,27 @@ class Child:
     """A running process; made by `start`, ended by `end`.
 
     Attributes:
-        process: of asyncio's.
+        process: of asyncio's: the guard, see `pointsman.strategies.remote.guard`.
+        pid: of the process that serves, once that is known; else the guard's.
         reader, writer: the line to it.
         output: the last lines of what it said while it loaded; later ones may quote prompts, and are let go.
     """
 
     def __init__(
-        self, name: str, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        line: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        said: tuple[asyncio.StreamReader, asyncio.BaseTransport],
     ) -> None:
-        self.process, self.reader, self.writer = process, reader, writer
+        self.process, self.pid = process, process.pid
+        self.reader, self.writer = line
         self.output: deque[str] = deque(maxlen=20)
         self._name = name
         self._logged = 0
-        self._drain = asyncio.create_task(self._read_output())
+        self._pipe = said[1]
+        self._drain = asyncio.create_task(self._read_output(said[0]))
+        self._ended: int | None = None
 
     @classmethod
     async def start(cls, name: str, python: str | None, env: Mapping[str, str], scratch: Path) -> Self:
@@ -131,38 +141,55 @@ class Child:
         Raises:
             OSError: there is no such interpreter, or it cannot be run.
         """
-        ours, theirs = socket.socketpair()
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            ours, theirs = socket.socketpair()
+            stack.callback(ours.close)
+            stack.callback(theirs.close)
+            # A pipe of our own: asyncio would wait for its end together with the process's, and others may hold it open.
+            out, into = os.pipe()
+            output = stack.enter_context(os.fdopen(out, "rb", 0))
+            stack.callback(os.close, into)
+            said = asyncio.StreamReader()
+            loop = asyncio.get_running_loop()
+            pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(said), output)
+            stack.callback(pipe.close)
+            line, writer = await asyncio.open_unix_connection(sock=ours)
+            stack.callback(writer.close)
             process = await asyncio.create_subprocess_exec(
                 python or sys.executable,
                 "-I",
-                str(SERVE),
+                str(GUARD),
                 str(theirs.fileno()),
                 env=child_environment(env, scratch),
                 cwd=scratch,
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=into,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
             )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
+            stack.pop_all()
             theirs.close()
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        return cls(name, process, reader, writer)
+            os.close(into)
+            return cls(name, process, (line, writer), (said, pipe))
 
     async def send(self, message: dict[str, Any]) -> None:
         """Send a message; ConnectionError when it is gone."""
         self.writer.write(pack(message))
         await self.writer.drain()
 
-    async def _read_output(self) -> None:
+    def named(self, pid: object) -> None:
+        """It told which process serves; believed when that is one of its own."""
+        if isinstance(pid, int) and pid in tree_of(self.process.pid):
+            self.pid = pid
+
+    def resident(self) -> int:
+        """Bytes that it and what it started have resident, the guard's left out."""
+        everything, guard = resident_bytes(self.process.pid), resident_bytes(self.process.pid, alone=True)
+        return everything - guard if everything > guard else everything
+
+    async def _read_output(self, stream: asyncio.StreamReader) -> None:
         """Read what it prints, always, or it would stop at a full pipe; log a bounded part of it."""
-        stream = self.process.stdout
-        assert stream is not None  # noqa: S101 - narrows the type
         rest, loaded = b"", False
         while chunk := await stream.read(65_536):
             *lines, rest = (rest + chunk).split(b"\n")
@@ -177,18 +204,21 @@ class Child:
                 if self._logged <= LINES:
                     logger.info("%s says: %s", self._name, text)
 
-    async def end(self) -> int | None:
-        """Kill it with everything that it started, and wait; returns its status, negative for a signal."""
+    async def end(self) -> int:
+        """Kill it with everything that it started, and wait; returns its status, negative for a signal. Idempotent."""
+        if self._ended is not None:
+            return self._ended
+        self.writer.transport.abort()  # its guard kills all the others, and itself
         if self.process.returncode is None:
-            for pid in reversed(tree_of(self.process.pid)):
+            for pid in reversed(tree_of(self.process.pid)[1:]):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.process.wait(), END_SECONDS)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # what it left behind when it ended by itself
-        status = await self.process.wait()
+            os.killpg(self.process.pid, signal.SIGKILL)  # the guard, if it hangs or was itself killed: then its session
+        self._ended = await self.process.wait()
         self._drain.cancel()
         await asyncio.gather(self._drain, return_exceptions=True)
-        self.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self.writer.wait_closed()
-        return status
+        self._pipe.close()
+        return self._ended

@@ -127,7 +127,8 @@ class CodeSource:
         self._changed = changed
         self._state = _State()
         self._tag: str | None = None
-        self._refused: set[str] = set()
+        self._refused: dict[str, BundleError] = {}
+        self._proposed = ""
         self._polling = asyncio.Lock()
         self.current: CodePointer | None = None
         self.version: str | None = None
@@ -165,8 +166,13 @@ class CodeSource:
             except (PointsmanError, OSError) as error:
                 self._note("failures", error if isinstance(error, PointsmanError) else ProcessError(str(error), code="E4602"))
                 return
+            except Exception as error:  # a mistake of ours must not end the polling
+                logger.exception("%s: looking for its code failed", self._name)
+                self._note("failures", ProcessError(f"the poll failed: {error!r}", mend="see the log; please report it"))
+                return
+            self.error = self._refused.get(self._proposed)
             if found is not None:
-                self.error, self.current = None, found
+                self.current = found
                 self.counters["swaps"] += 1
                 logger.info("%s: code %s is to be run", self._name, found.wheel)
                 self._changed()
@@ -196,7 +202,7 @@ class CodeSource:
         if wanted:
             self._obtain(pointer)
         self._save(self._state.model_copy(update={"sequence": pointer.sequence, "digest": digest}))
-        self._tag = tag
+        self._tag, self._proposed = tag, pointer.sha256
         return pointer if wanted else None
 
     def _obtain(self, pointer: CodePointer) -> None:
@@ -213,7 +219,7 @@ class CodeSource:
                 incoming.replace(self._wheel(pointer))
             except BundleError as error:
                 if error.code != "E4302":  # it may be on its way; whatever else is wrong with a digest's bytes stays wrong
-                    self._refused.add(pointer.sha256)
+                    self._refused[pointer.sha256] = error
                 raise
             finally:
                 incoming.unlink(missing_ok=True)
@@ -235,7 +241,7 @@ class CodeSource:
             state = _State.model_validate(strict_json((self._directory / "state.json").read_bytes()))
         except FileNotFoundError:
             return
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             logger.error("%s: what was kept of its code is damaged: %s", self._name, error)
             return
         good = []
@@ -297,8 +303,8 @@ class CodeSource:
         pointer, before = self.current, next(iter(self._state.good), None)
         if pointer is None or before is None or before.sha256 == pointer.sha256:
             return
-        self._refused.add(pointer.sha256)
-        self.current = before
         what = f"{pointer.wheel} cannot be loaded, and the one before serves: {message}"
-        self._note("rejected", BundleError(what, code="E4330", where=self._settings.source, mend="publish another one"))
+        refusal = BundleError(what, code="E4330", where=self._settings.source, mend="publish another one")
+        self._refused[pointer.sha256], self.current = refusal, before
+        self._note("rejected", refusal)
         self._changed()

@@ -112,7 +112,11 @@ class Hub:
         except Exception:  # the asker gets an answer whatever goes wrong; the log has the trace
             logger.exception("asking %r failed", message.get("strategy"))
             reply |= {"reason": "error", "message": "the owner failed"}
-        writer.write(pack(reply))
+        try:
+            frame = pack(reply)
+        except ValueError:  # scores with names so long that they fit into no message
+            frame = pack({"id": message["id"], "reason": "worker_nonsense", "message": "its answer is too long"})
+        writer.write(frame)
 
 
 def _about(owner: Owner) -> bytes:

@@ -27,19 +27,24 @@ from typing import Any, Literal
 from pointsman.errors import PointsmanError
 from pointsman.settings import ProcessSettings
 from pointsman.strategies.base import Scale, UnavailableError
-from pointsman.strategies.remote.child import Child, FrameError, read_message, resident_bytes
-from pointsman.strategies.remote.serve import PROTOCOL
+from pointsman.strategies.remote.child import Child, FrameError, read_message
+from pointsman.strategies.remote.serve import MAX_NAMES, PROTOCOL
 
-__all__ = ["MAX_TEXT", "About", "Owner", "State"]
+__all__ = ["MAX_TEXT", "MAX_USER", "About", "Owner", "State", "pause_after"]
 
 logger = logging.getLogger("pointsman.remote")
 
 MAX_TEXT = 100_000
 """Characters of a prompt that the process is given; the rest is cut."""
 
+MAX_USER = 1_000
+"""Characters of the user's name that it is given."""
+
 MIB = 2**20
 PING_SECONDS, LOOK_SECONDS = 5.0, 0.25
 FIRST_PAUSE, MAX_PAUSE, BROKEN_PAUSE = 0.5, 60.0, 300.0
+DOUBLINGS = 7
+"""From here on the pause is the longest; it grows no further, nor does the power."""
 STEADY_SECONDS = 60.0
 """Ready for so long, its failures are forgotten."""
 
@@ -92,6 +97,7 @@ class Owner:
         self._settings, self._env, self._scratch, self._load = settings, env, scratch, load
         self._state: State = "idle"
         self._failure: _Ended | None = None
+        self._last: _Ended | None = None
         self._failed_at: float | None = None
         self._failures = 0
         self._queue: deque[_Item] = deque()
@@ -133,9 +139,11 @@ class Owner:
             if failure is None:
                 raise self._refusal("worker_starting", "it is being started")
             raise self._refusal(failure.reason, failure.message)
+        if len(self._queue) >= self._settings.max_queue:  # who has left needs no place
+            self._queue = deque(item for item in self._queue if not item.answer.done())
         if len(self._queue) >= self._settings.max_queue:
             raise self._refusal("worker_busy", f"{len(self._queue)} queries wait already")
-        item = _Item(text[:MAX_TEXT], user, asyncio.get_running_loop().create_future())
+        item = _Item(text[:MAX_TEXT], user[:MAX_USER] if user is not None else None, asyncio.get_running_loop().create_future())
         self._queue.append(item)
         self._arrived.set()
         return await item.answer
@@ -145,21 +153,22 @@ class Owner:
         return UnavailableError(reason, f"{self.name}: {message}")
 
     def status(self) -> dict[str, Any]:
-        """JSON-able: `state`, `pid`, `rss_mb`, `starts`, `answered`, `queued`, `refused` (reason -> count), `last_error`,
-        `last_failure` (`reason`, Unix time `at`) of the last process that had to go."""
-        child, failure = self._child, self._failure
-        pid = child.process.pid if child is not None and child.process.returncode is None else None
+        """JSON-able: `state`, `pid`, `rss_mb`, `starts`, `restarts`, `answered`, `queued`, `refused` (reason -> count),
+        `last_error` while it is not ready, `last_failure` (`reason`, Unix time `at`) of the last process that had to go."""
+        child, failure, last = self._child, self._failure, self._last
+        if child is not None and child.process.returncode is not None:
+            child = None
         return {
             "state": self._state,
-            "pid": pid,
-            "rss_mb": round(resident_bytes(pid) / MIB, 1) if pid is not None else None,
+            "pid": child.pid if child is not None else None,
+            "rss_mb": round(child.resident() / MIB, 1) if child is not None else None,
             "starts": self._starts,
             "restarts": max(0, self._starts - 1),
             "answered": self._answered,
             "queued": len(self._queue),
             "refused": dict(self._refused),
             "last_error": failure.message if failure is not None else None,
-            "last_failure": {"reason": failure.reason, "at": self._failed_at} if failure is not None else None,
+            "last_failure": {"reason": last.reason, "at": self._failed_at} if last is not None else None,
         }
 
     @property
@@ -185,14 +194,15 @@ class Owner:
             if self._again.is_set():
                 continue
             self._wanted.set()  # it was wanted, and shall come back by itself
-            pause = BROKEN_PAUSE if self._state == "broken" else min(FIRST_PAUSE * 2 ** (self._failures - 1), MAX_PAUSE)
+            pause = BROKEN_PAUSE if self._state == "broken" else pause_after(self._failures)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._again.wait(), pause)
 
     def _note(self, ended: _Ended, *, steady: bool) -> None:
         loaded = self._state == "ready"
         self._failures = 1 if steady else self._failures + 1
-        self._failure, self._failed_at = ended, time.time()
+        self._failure = self._last = ended
+        self._failed_at = time.time()
         self._state = "broken" if ended.reason == "worker_broken" else "waiting"
         logger.error("%s: %s: %s", self.name, ended.reason, ended.message)
         while self._queue:
@@ -244,7 +254,7 @@ class Owner:
             await asyncio.sleep(LOOK_SECONDS)
             if child.process.returncode is not None:
                 raise ConnectionResetError("it has ended")
-            if (resident := resident_bytes(child.process.pid)) > limit:
+            if (resident := child.resident()) > limit:
                 raise _Ended("worker_memory", f"{resident // MIB} MiB are resident, {self._settings.memory_mb} are allowed")
 
     async def _talk(self, child: Child, spec: dict[str, Any]) -> None:
@@ -254,7 +264,7 @@ class Owner:
         except TimeoutError:
             raise _Ended("worker_deadline", f"it did not load within {self._settings.start_s:g} s") from None
         self._state, self._failure = "ready", None
-        logger.info("%s: process %d is ready", self.name, child.process.pid)
+        logger.info("%s: process %d is ready", self.name, child.pid)
         self.on_ready(self)
         self.on_loaded()
         last = time.monotonic()
@@ -273,6 +283,7 @@ class Owner:
         hello = await read_message(child.reader)
         if hello.get("type") != "hello" or hello.get("protocol") != PROTOCOL:
             raise _Ended("worker_nonsense", "it did not say hello as it should")
+        child.named(hello.get("pid"))
         await child.send({"type": "load", "data_bytes": 2 * self._settings.memory_mb * MIB, **spec})
         told = await read_message(child.reader)
         if told.get("type") == "failed":
@@ -296,7 +307,8 @@ class Owner:
             try:
                 await asyncio.wait_for(self._arrived.wait(), wait)
             except TimeoutError:
-                return None
+                if not self._queue:  # one may have come at that moment
+                    return None
 
     async def _put(self, child: Child, item: _Item) -> None:
         message = {"type": "score", "text": item.text, "user": item.user}
@@ -336,6 +348,8 @@ class Owner:
         if "error" in answer:
             raise self._refusal("error", f"the router raised {str(answer['error'])[:100]}")
         scores = answer.get("scores")
+        if isinstance(scores, dict) and len(scores) > MAX_NAMES:
+            raise _Ended("worker_nonsense", f"it scored {len(scores)} models; at most {MAX_NAMES} are allowed")
         if not isinstance(scores, dict) or not scores or not all(_finite(value) for value in scores.values()):
             raise _Ended("worker_nonsense", "its scores are no finite numbers by model")
         if self.about.models and (unknown := [name for name in scores if name not in self.about.models]):
@@ -343,8 +357,18 @@ class Owner:
         return {str(name): float(value) for name, value in scores.items()}
 
 
+def pause_after(failures: int) -> float:
+    """Seconds until it is started again, after so many failures in a row (1 or more)."""
+    return min(FIRST_PAUSE * (1 << min(failures - 1, DOUBLINGS)), MAX_PAUSE)
+
+
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that is no float
+        return False
 
 
 def _told(status: int | None) -> str:

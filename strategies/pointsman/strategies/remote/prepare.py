@@ -41,7 +41,7 @@ def llmrouter_spec(entry: Entry, config: Path, scratch: Path) -> dict[str, Any]:
     """What the process is told to load; writes into `scratch`. Blocks.
 
     Raises:
-        ConfigError: E4203, see `read_config`.
+        ConfigError: E4203, see `read_config`; or it refers to itself, or has keys that are no text or number.
         OSError: `scratch` cannot be written.
     """
     value = read_config(config)
@@ -62,5 +62,10 @@ def llmrouter_spec(entry: Entry, config: Path, scratch: Path) -> dict[str, Any]:
             link.symlink_to(original)
             data[key] = str(link)
     copy = scratch / "router.yaml"
-    copy.write_text(json.dumps(value), "utf-8")  # JSON is YAML
+    try:
+        copy.write_text(json.dumps(value, default=str), "utf-8")  # JSON is YAML; dates become text
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"LLMRouter's file holds what cannot be written again: {error}", code="E4203", where=str(config)
+        ) from error
     return {"mode": "llmrouter", "class": entry.llmrouter, "config": str(copy), "needs": list(NEEDS.get(entry.kind, ()))}

@@ -11,7 +11,7 @@ from typing import Any
 
 from pointsman.strategies.base import Query, Scale, UnavailableError
 from pointsman.strategies.remote.child import FrameError, read_message
-from pointsman.strategies.remote.owner import MAX_TEXT, About
+from pointsman.strategies.remote.owner import MAX_TEXT, MAX_USER, About
 from pointsman.strategies.remote.serve import pack
 
 __all__ = ["Line", "RemoteScorer"]
@@ -61,9 +61,10 @@ class Line:
         if len(self._asked) >= MAX_PENDING:
             raise UnavailableError("worker_busy", f"{strategy}: too many questions wait")
         number, future = next(self._ids), asyncio.get_running_loop().create_future()
+        user = query.user[:MAX_USER] if query.user is not None else None
         self._asked[number] = future
-        self._send({"id": number, "strategy": strategy, "text": query.text[:MAX_TEXT], "user": query.user})
         try:
+            self._send({"id": number, "strategy": strategy, "text": query.text[:MAX_TEXT], "user": user})
             answer = await future
         except asyncio.CancelledError:
             self._send({"cancel": number})

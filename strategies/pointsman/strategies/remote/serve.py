@@ -1,7 +1,7 @@
 """The process of its own: loads LLMRouter's router, or an operator's signed code, and answers one query after the other.
 
-Run as `python -I serve.py FD` by whichever interpreter the operator named, so it imports the standard library alone and is a
-file, not a module: that interpreter has nothing of ours, and `-I` keeps its environment and this directory out of `sys.path`.
+Run by `guard.py` under whichever interpreter the operator named, so it imports the standard library alone and is a file, not a
+module: that interpreter has nothing of ours, and `-I` keeps its environment and this directory out of `sys.path`.
 
 Messages are JSON objects behind their length (4 bytes, big endian), over the socket that FD is. The owner says `load` once,
 then `score` and `ping`; the process says `hello`, then `ready` or `broken`, then `answer` and `pong`. It ends when the socket
@@ -11,21 +11,19 @@ closes.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import resource
-import signal
 import socket
 import struct
 import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["HEADER", "LOADED", "MAX_MESSAGE", "PROTOCOL", "main", "pack", "unpack"]
+__all__ = ["HEADER", "LOADED", "MAX_MESSAGE", "MAX_NAMES", "PROTOCOL", "main", "pack", "unpack"]
 
 PROTOCOL = 1
 """Version of the messages; the owner refuses another."""
@@ -34,11 +32,12 @@ MAX_MESSAGE = 4 * 2**20
 """Longest message in bytes, both ways."""
 
 MAX_NAMES = 10_000
+"""Most models that a router may have, and score."""
+
 LOADED = b"\0 loaded"
 """A line of its output: from here on, output may quote prompts."""
 
 HEADER = struct.Struct(">I")
-_PR_SET_PDEATHSIG = 1
 
 # Where `llmrouter.models` swallows the error of an import, the module says what was wrong.
 _MODULES = {
@@ -85,12 +84,10 @@ def unpack(body: bytes) -> dict[str, Any]:
 
 
 def _confine(data_bytes: int) -> None:
-    """No core files, a bound on writable memory, and no life after the owner's."""
+    """No core files, and a bound on writable memory."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if data_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _router_class(name: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -72,12 +73,51 @@ def _misbehave(word: str) -> None:
         raise KeyError("a prompt that it cannot bear")
     if word == "IMPORT":
         raise ImportError("No module named 'vllm'")
+    if word == "CHILD" and os.fork() == 0:
+        time.sleep(3600)
+    if word == "DAEMON":
+        _daemon()
+    if word == "STOPPED":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    _say(word)
+
+
+def _say(word: str) -> None:
     if word == "RUBBISH":
         os.write(int(sys.argv[1]), b"\x00\x00\x00\x04nope")
     if word == "ENDLESS":
         os.write(int(sys.argv[1]), b"\xff\xff\xff\xff")
-    if word == "CHILD" and os.fork() == 0:
+    if word == "SHOUT":  # more than a pipe holds
+        os.write(1, b"x" * 5_000_000)
+    if word in ("HALF", "HALFWAY"):
+        os.write(int(sys.argv[1]), b"\x00\x00\x00\x50{")
+        if word == "HALF":
+            os._exit(0)
         time.sleep(3600)
+    if word == "BIGINT":  # no float, and the answer to its first query
+        _send({"type": "answer", "id": 1, "scores": {"a": 10**400}})
+    if word == "MANY":
+        _send({"type": "answer", "id": 1, "scores": {str(number): 1 for number in range(10_001)}})
+
+
+def _send(message: dict[str, Any]) -> None:
+    body = json.dumps(message).encode()
+    os.write(int(sys.argv[1]), len(body).to_bytes(4, "big") + body)
+
+
+def _daemon() -> None:
+    """Leave a process in a session of its own, without a parent, that holds the output open; its id is in the file `daemon`."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        if os.fork() == 0:
+            Path("writing").write_text(str(os.getpid()))
+            Path("writing").rename("daemon")
+            time.sleep(3600)
+        os._exit(0)
+    os.waitpid(child, 0)
+    while not Path("daemon").exists():
+        time.sleep(0.001)
 
 
 class CausalLMRouter(EloRouter):
