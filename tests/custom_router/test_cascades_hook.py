@@ -23,6 +23,7 @@ from pointsman.custom_router.hook import DECISION_KEY, RouterHook
 from pointsman.decisions import Decision, Outcome
 from pointsman.decisions.ticket import CURRENT, Ticket
 from pointsman.settings import PointsmanSettings
+from pointsman.strategies.base import AsyncScorer, Query, UnavailableError
 from support.upstreams import Upstreams
 
 PRICES = {"cheap": 0.001, "strong": 0.1, "twin": 0.1, "back": 0.01}
@@ -44,16 +45,22 @@ class Stand:
         strong: str = "by strong",
         num_retries: int = 0,
         upstreams: Upstreams | None = None,
+        kind: str = "automix",
+        scorer: AsyncScorer | None = None,
+        tags: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.hook = RouterHook()
         self.records: list[Any] = []
         settings = PointsmanSettings.load(
-            {"strategies": {"a": {"kind": "automix", "cascade": {}}}, "routing": {"groups": {"auto": "a"}}}
+            {
+                "strategies": {"a": {"kind": kind, "cascade": {}, **({"source": "file:///none"} if scorer else {})}},
+                "routing": {"groups": {"auto": "a"}},
+            }
         )
         self.hook.bind(
             SimpleNamespace(  # type: ignore[arg-type] # what `bind` reads of it
                 settings=settings,
-                strategies=SimpleNamespace(get=lambda _: None),
+                strategies=SimpleNamespace(get=lambda _: scorer),
                 aliases={},
                 decisions=SimpleNamespace(put=self.records.append),
             )
@@ -74,7 +81,11 @@ class Stand:
             retry_after=0,
             disable_cooldowns=True,
             cache_responses=upstreams is not None,
+            enable_tag_filtering=bool(tags),
         )
+        for item in self.router.model_list:
+            if (tag := tags.get(item["model_info"]["id"])) is not None:
+                item["litellm_params"]["tags"] = [tag]
         for item in self.router.model_list if upstreams is not None else ():  # LiteLLM keeps no mocked answer
             del item["litellm_params"]["mock_response"]
             item["litellm_params"]["api_base"] = upstreams.url(f"kept-{item['model_info']['id']}")
@@ -93,6 +104,22 @@ class Stand:
 
     def of(self, kind: type) -> list[Any]:
         return [record for record in self.records if isinstance(record, kind)]
+
+
+class Waits:
+    """A bundle whose encoder is asked over the network: every part is the cheap model's."""
+
+    version, kind, models, scale = "7", "knn", ("cheap-model", "strong-model"), "quality"
+
+    def __init__(self, fails: str | None = None) -> None:
+        self.fails, self.asked = fails, list[str]()
+
+    async def score_async(self, query: Query) -> Mapping[str, float]:
+        await asyncio.sleep(0)
+        self.asked.append(query.text)
+        if self.fails is not None:
+            raise UnavailableError(self.fails, "away")
+        return {"cheap-model": 0.9, "strong-model": 0.1}
 
 
 @pytest.fixture
@@ -157,6 +184,38 @@ async def test_nor_is_a_client_that_left(stand: Callable[..., Stand]) -> None:
     with pytest.raises(litellm.BadRequestError, match="has gone"):
         await made.ask()
     assert [one.group for one in made.of(Decision)] == ["auto"]
+
+
+async def test_who_may_not_use_one_of_the_models_gets_a_cascade_of_the_others(stand: Callable[..., Stand]) -> None:
+    made = stand(tags={"cheap": "free", "strong": "paid", "twin": "free"})
+    for _ in range(3):
+        made.ticket = Ticket()
+        assert await made.ask(tags=["free"]) == "by twin"
+    assert {name for one in made.of(Decision) for name in one.order} == {"twin", "cheap"}
+    made.ticket = Ticket()
+    assert await made.ask(tags=["paid"]) == "by strong"  # one model is no cascade
+    assert made.of(Decision)[-1].order == ("strong",)
+
+
+@pytest.mark.parametrize("fails", [None, "remote_timeout"])
+async def test_a_bundle_that_waits_for_its_encoder_chooses_for_parts(
+    stand: Callable[..., Stand], upstreams: Upstreams, fails: str | None
+) -> None:
+    scorer = Waits(fails)
+    made = stand(upstreams=upstreams, kind="knn-multiround", scorer=scorer)
+    planned = r'\\"id\\": \\"([0-9a-f]{16})\\", \\"parts'
+    for name in ("strong", "twin"):
+        upstreams.script(f"kept-{name}", (planned, '{"id": "{1}", "parts": [{"task": "one"}, {"task": "two"}]}'))
+    try:
+        assert (await made.ask()).startswith("served by kept-")
+    finally:
+        upstreams.clear()
+    (decision,) = made.of(Decision)
+    assert (decision.version, decision.fallback) == ("7", fails)
+    steps = [(step["role"], step["model"]) for step in decision.detail["steps"]]
+    parts = [("part", "openai/cheap-model")] * 2 if fails is None else []
+    assert steps == [("plan", "openai/strong-model"), *parts]
+    assert scorer.asked == (["one", "two"] if fails is None else ["one"])
 
 
 async def test_what_key_and_team_say_of_logging_holds_for_every_call(stand: Callable[..., Stand]) -> None:

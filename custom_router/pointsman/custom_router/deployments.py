@@ -1,7 +1,4 @@
-"""LiteLLM's deployments: which of them its own later filters would leave, what they cost, how much they read.
-
-With `hook`, the only module of this room that knows LiteLLM.
-"""
+"""LiteLLM's deployments: which of them its own later filters would leave, what they cost, how much they read."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pointsman.custom_router.cascades.types import Level
 from pointsman.custom_router.pick import match
@@ -41,7 +41,7 @@ def named(levels: Sequence[Level], name: str | None) -> Level | None:
     return next((level for level in levels if name is not None and name in level.names), None)
 
 
-def best_of(candidates: Sequence[Candidate], scores: dict[str, float], aliases: dict[str, str]) -> str | None:
+def best_of(candidates: Sequence[Candidate], scores: Mapping[str, float], aliases: Mapping[str, str]) -> str | None:
     """The model of the candidate that a bundle scores highest; ties go to the cheaper, then by id. None: it scores nobody."""
     matched, _ = match(candidates, tuple(scores), aliases)
     known = [candidate for candidate in candidates if candidate.deployment_id in matched]

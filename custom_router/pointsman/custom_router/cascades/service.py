@@ -25,7 +25,7 @@ from pointsman.custom_router.request import RoutingRequest
 from pointsman.decisions import Decision, new_decision_id
 from pointsman.decisions.ticket import Ticket
 from pointsman.settings import PointsmanSettings, StrategySettings
-from pointsman.strategies.base import AsyncScorer
+from pointsman.strategies.base import AsyncScorer, Query, UnavailableError
 from pointsman.strategies.registry import StrategyRegistry
 from pointsman.strategies.threads import in_thread
 
@@ -232,7 +232,7 @@ class Cascades:
                 state.ending = await _while_there(_finish(run, messages, caller), ticket)
         except TimeoutError:
             state.ending = run.stopped("deadline")
-        except StopError as stop:
+        except (StopError, UnavailableError) as stop:
             state.ending = run.stopped(stop.reason)
         except _GoneError:
             raise
@@ -249,13 +249,17 @@ class Cascades:
             return Automix(caller, levels, settings, state.limits, named(levels, settings.verifier))
         chooser: Choose | None = None
         if strategy.kind == "knn-multiround":
-            bundle = self._strategies.get(name)
-            if bundle is None or isinstance(bundle, AsyncScorer):
+            found = self._strategies.get(name)
+            if found is None:
                 return None
-            served, aliases = bundle, {**self._aliases.get(name, {}), **self._settings.routing.candidates}
+            bundle, aliases = found, {**self._aliases.get(name, {}), **self._settings.routing.candidates}
 
             async def chooser(task: str) -> Level | None:
-                scores = await in_thread(lambda: served.score(task))
+                query = Query(task, request.asker, request.group)
+                if isinstance(bundle, AsyncScorer):  # its encoder is a model of the gateway
+                    scores = await bundle.score_async(query)
+                else:
+                    scores = await in_thread(lambda: bundle.score(query.text, query.user))
                 return named(levels, best_of(request.candidates, scores, aliases))
 
         planner, composer = named(levels, settings.planner), named(levels, settings.composer)
