@@ -91,6 +91,7 @@ def check_adopted(url: str, filled: Filled, report: Report) -> None:
 
 
 @pytest.mark.requirement("R-4.1")
+@pytest.mark.slow("adoption")
 def test_an_old_database_is_backed_up_migrated_and_proved(fresh_database: Make, adopter: Adopter) -> None:
     url = fresh_database()
     filled = old(url, 150)

@@ -238,6 +238,7 @@ def test_apgr_of_chance_and_of_an_oracle(data: Path) -> None:
     assert constant.apgr == pytest.approx(0.5, abs=1e-6), "ties are one step, whatever their order"
 
 
+@pytest.mark.slow("training")
 def test_a_decision_is_quick(tmp_path: Path) -> None:
     """A hundred words against 6,500 rows, without the threads of a busy machine's BLAS deciding: a tenth of the deadline."""
     chance = random.Random(7)
@@ -280,6 +281,7 @@ def shared(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.mark.requirement("R-5.4")
+@pytest.mark.slow("training")
 def test_on_real_data_it_beats_chance_and_pretends_nothing(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     path = shared(request)
     started = time.process_time()

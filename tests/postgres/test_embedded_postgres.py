@@ -122,6 +122,7 @@ async def test_stop_leaves_no_process_and_the_data_stay(tmp_path: Path) -> None:
         assert one(database.url(), "SELECT x FROM kept") == 7
 
 
+@pytest.mark.slow("embeddedpostgres")
 async def test_two_side_by_side(tmp_path: Path) -> None:
     async with running(tmp_path / "a") as first, running(tmp_path / "b") as second:
         assert first.status()["port"] != second.status()["port"]
@@ -129,6 +130,7 @@ async def test_two_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["with space", "quo'te\"s", "semi;colon $HOME `id` %s", "ünïcødé ✓", "-rf", "a=b,c"])
+@pytest.mark.slow("embeddedpostgres")
 async def test_odd_names_work(tmp_path: Path, name: str) -> None:
     async with running(tmp_path / name) as database:
         assert one(database.url(), "SELECT 1") == 1
@@ -152,7 +154,10 @@ async def test_second_owner_is_told_who_holds_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.requirement("R-4.1")
-@pytest.mark.parametrize("victims", ["owner", "postmaster", "both"])
+@pytest.mark.parametrize(
+    "victims",
+    ["both", *(pytest.param(one, marks=pytest.mark.slow("embeddedpostgres")) for one in ("owner", "postmaster"))],
+)
 async def test_committed_rows_survive_kill_9(tmp_path: Path, victims: str) -> None:
     data = tmp_path / "data"
     with owner(data) as (process, said):
@@ -184,6 +189,7 @@ async def test_it_goes_when_its_owner_is_killed(tmp_path: Path) -> None:
         assert await until(lambda: survivors(data / "postgres") == [])
 
 
+@pytest.mark.slow("embeddedpostgres")
 async def test_orphan_of_an_earlier_life_is_replaced(tmp_path: Path) -> None:
     """A postmaster that outlived its owner (no death signal on that machine) makes way for the next one."""
     data = tmp_path / "data"
@@ -237,6 +243,7 @@ async def test_watch_restarts_it_on_the_same_port(tmp_path: Path) -> None:
         await asyncio.wait_for(watch, 5)
 
 
+@pytest.mark.slow("embeddedpostgres")
 async def test_taken_port_is_recognised(tmp_path: Path) -> None:
     from pointsman.embedded_postgres.server import _PORT_TAKEN
 
@@ -251,6 +258,7 @@ async def test_taken_port_is_recognised(tmp_path: Path) -> None:
 
 @root_only
 @pytest.mark.parametrize(("uid", "way"), [(65534, "direct"), (54321, "namespace")])
+@pytest.mark.slow("embeddedpostgres")
 def test_as_a_plain_user(uid: int, way: str) -> None:
     """Also as one without an entry in the password database, as containers run it."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
@@ -268,6 +276,7 @@ def test_as_a_plain_user(uid: int, way: str) -> None:
 
 
 @root_only
+@pytest.mark.slow("embeddedpostgres")
 async def test_root_without_user_namespaces() -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
         Path(place).chmod(0o755)
@@ -325,6 +334,7 @@ class TestBadDirectories:
         await self.refused(tmp_path / "data", "Permission denied")
 
     @root_only
+    @pytest.mark.slow("embeddedpostgres")
     def test_not_writable_for_a_plain_user(self) -> None:
         with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
             Path(place).chmod(0o755)
@@ -349,6 +359,7 @@ class TestBadDirectories:
     async def test_path_with_nul(self, tmp_path: Path) -> None:
         await self.refused(tmp_path / "a\x00b")
 
+    @pytest.mark.slow("embeddedpostgres")
     async def test_another_version_password_or_owner(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
         async with running(data):
@@ -367,6 +378,7 @@ class TestBadDirectories:
         async with running(data) as database:
             assert one(database.url(), "SELECT 1") == 1
 
+    @pytest.mark.slow("embeddedpostgres")
     async def test_interrupted_initdb_is_done_again(self, tmp_path: Path) -> None:
         partial = tmp_path / "data" / "postgres.partial"
         partial.mkdir(parents=True)
@@ -375,6 +387,7 @@ class TestBadDirectories:
             assert one(database.url(), "SELECT 1") == 1
         assert not partial.exists()
 
+    @pytest.mark.slow("embeddedpostgres")
     async def test_broken_configuration_shows_the_log(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
         async with running(data):
@@ -389,6 +402,7 @@ class TestBadDirectories:
         assert survivors(data / "postgres") == []
 
     @pytest.mark.parametrize(("size", "before"), [("1m", "true"), ("24m", "true"), ("80m", '"$2" "$3" "$1/data" 0 || exit 76')])
+    @pytest.mark.slow("embeddedpostgres")
     def test_full_disk(self, tmp_path: Path, size: str, before: str) -> None:
         """On a file system of that size: full at once, full in the middle of initdb, filled up between two starts."""
         small = tmp_path / "small"

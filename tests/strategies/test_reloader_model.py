@@ -236,14 +236,24 @@ class Model(RuleBasedStateMachine):
         assert all(snapshot.path for snapshot in self.stand.snapshots)
 
 
-@pytest.mark.requirement("P-5", "P-22")
-def test_the_reloader_does_as_the_model_says() -> None:
+def run(examples: int) -> None:
     run_state_machine_as_test(
         Model,
         settings=settings(
-            max_examples=40,
+            max_examples=examples,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
     )
+
+
+@pytest.mark.requirement("P-5", "P-22")
+def test_the_reloader_does_as_the_model_says() -> None:
+    run(15)
+
+
+@pytest.mark.slow("hotreload")
+@pytest.mark.requirement("P-5", "P-22")
+def test_and_for_longer() -> None:
+    run(80)
