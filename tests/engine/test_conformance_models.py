@@ -137,7 +137,6 @@ def equal_to(column: Column, value: Any) -> dict[str, Any] | Any:
 
 @pytest.mark.conformance("Operations", "find_first")
 @pytest.mark.conformance("Filters", "equals on every column")
-@pytest.mark.slow("conformance")
 async def test_find_first_by_every_column(client: Any, tag: str) -> None:
     async def check(model: Model) -> None:
         _, row, created = await made(client, model, tag)
@@ -160,7 +159,6 @@ async def test_find_first_by_every_column(client: Any, tag: str) -> None:
 
 @pytest.mark.conformance("Operations", "find_many")
 @pytest.mark.conformance("Filters", "order by every column")
-@pytest.mark.slow("conformance")
 async def test_find_many_ordered_by_every_column(client: Any, sql: Any, tag: str) -> None:
     async def fill(model: Model) -> None:
         rows, _, _ = await made(client, model, tag)

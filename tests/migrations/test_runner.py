@@ -388,7 +388,6 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.slow("migrations")
 def test_request_log_indexes(new_database: Make) -> None:
     """Built by LiteLLM's own function beside the gateway, once a database."""
     url = new_database()
