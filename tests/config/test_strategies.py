@@ -173,7 +173,7 @@ def needed(kind: str) -> dict[str, Any]:
     return {} if kind in SOURCELESS_KINDS else ENOUGH[CATALOGUE[kind].serving]
 
 
-@pytest.mark.strategy("refused", "gmt", "tsrouter")
+@pytest.mark.strategy("refused", "router-r1", "gmt", "tsrouter")
 @pytest.mark.requirement("R-2.1")
 @pytest.mark.parametrize("kind", CATALOGUE)
 def test_every_name_is_served_or_refused_with_its_reason(tmp_path: Path, kind: str) -> None:

@@ -104,6 +104,58 @@ async def test_it_names_what_llmrouter_names(trained: dict[str, Path], python: s
         await owner.stop()
 
 
+BROKEN = """
+import json, os, runpy, sys, types
+import torch, transformers
+
+class LLM:
+    made = 0
+    def __init__(self, **options):
+        LLM.made += 1
+    def generate(self, prompt, sampling_params):
+        return [types.SimpleNamespace(outputs=[types.SimpleNamespace(text="<answer>four")])]
+
+tokenizer = types.SimpleNamespace(chat_template=None, encode=list)
+transformers.AutoTokenizer.from_pretrained = lambda *_, **__: tokenizer
+torch.cuda.is_available = lambda: True
+sys.modules["vllm"] = types.SimpleNamespace(LLM=LLM, SamplingParams=lambda **_: None)
+import llmrouter.models as models
+
+told = {}
+router = models.RouterR1(sys.argv[1])
+told["RouterR1"] = [router.route_single({"query": "2 + 2"}) for _ in range(2)] + [LLM.made]
+for name in ("GMTRouter", "TSRouter"):
+    try:
+        getattr(models, name)(sys.argv[1])
+    except Exception as error:
+        told[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.strategy("seen in LLMRouter", "router-r1", "gmt", "tsrouter")
+def test_what_is_called_broken_is_broken(python: str, tmp_path: Path) -> None:
+    """The reasons in the catalogue, seen in LLMRouter itself; vLLM and weights are not at hand: only their outside."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    config = tmp_path / "router.yaml"
+    config.write_text(json.dumps({"hparam": {"model_id": "qwen", "api_base": "http://127.0.0.1:9", "api_key": "none"}}))
+    done = subprocess.run(
+        [python, str(tmp_path / "broken.py"), str(config)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["RouterR1"] == ["<answer>four</answer>", "<answer>four</answer>", 2], "text, and weights loaded for each query"
+    assert "missing 1 required positional argument: 'model'" in told["GMTRouter"]
+    assert "TSRouter" in told["TSRouter"]
+    assert {entry.llmrouter for entry in CATALOGUE.values() if entry.broken} == told.keys()
+
+
 @pytest.mark.strategy("says what is missing", "causallm")
 async def test_causallm_says_what_is_missing(trained: dict[str, Path], python: str, tmp_path: Path) -> None:
     """No GPU and no vLLM here: it is said at the start, and nothing is pretended."""

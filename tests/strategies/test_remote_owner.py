@@ -162,6 +162,15 @@ async def test_it_does_not_load(make: Make, kind: str, at_start: str, told: str,
     assert await reason(owner.ask(EASY, None)) == told
 
 
+@pytest.mark.strategy("loads before the first query", "causallm")
+async def test_weights_are_loaded_in_the_time_for_loading(make: Make, tmp_path: Path) -> None:
+    python = stand_in_python(tmp_path / "with-vllm")
+    (site,) = (tmp_path / "with-vllm").glob("lib/python*/site-packages")
+    (site / "vllm.py").touch()
+    owner = await make("causallm", python=python)
+    assert await owner.ask(EASY, None) == {WEAK: 1.0}
+
+
 async def test_without_an_interpreter(make: Make) -> None:
     owner = await make(python="/nowhere/python", wait=False)
     await until(lambda: owner.status()["state"] == "broken")

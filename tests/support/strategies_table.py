@@ -17,7 +17,6 @@ EVERY_BUNDLE = "bundle"
 
 UNPROVED: Mapping[str, str] = {
     "causallm": "never run by us: it wants a GPU and Llama's weights",
-    "router-r1": "never run by us: it wants vLLM 0.6.3, a GPU and its own weights; its name and settings are tested",
 }
 """Strategies that no test could run, and why."""
 

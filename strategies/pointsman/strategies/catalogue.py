@@ -105,8 +105,23 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
                 "models of the gateway",
                 "its wheel ships no prompts, so it cannot be constructed; rebuilt here with prompts of ours",
             ),
-            Entry("causallm", "CausalLMRouter", "worker", "labelled prompts (LoRA)", "`pointsman[llmrouter]`, vLLM, a GPU"),
-            Entry("router-r1", "RouterR1", "worker", "", "`pointsman[llmrouter]`, vLLM 0.6.3, a GPU"),
+            Entry(
+                "causallm",
+                "CausalLMRouter",
+                "worker",
+                "labelled prompts (LoRA)",
+                "`pointsman[llmrouter]`, vLLM, a GPU",
+                f"{_TIES}; runs the code that lies beside the model; text that names no model counts as the first one",
+            ),
+            Entry(
+                "router-r1",
+                "RouterR1",
+                "worker",
+                "",
+                "`pointsman[llmrouter]`, vLLM 0.6.3, a GPU",
+                broken="RouterR1 of LLMRouter 0.4.0 names no model: it writes an answer itself, loads its weights anew for "
+                "each query, and calls providers past the gateway with a key of its own",
+            ),
             Entry(
                 "gmt",
                 "GMTRouter",

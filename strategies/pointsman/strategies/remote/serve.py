@@ -117,6 +117,9 @@ def _load_llmrouter(spec: dict[str, Any]) -> tuple[Scorer, dict[str, Any]]:
         if importlib.util.find_spec(module) is None:
             raise BrokenError(f"No module named {module!r}, which {spec['class']} needs")
     router = _router_class(spec["class"])(spec["config"])
+    load = getattr(router, "_load_vllm_model", None)
+    if load is not None:  # CausalLMRouter loads at its first query, which has a query's deadline
+        load()
 
     def score(text: str, user: str | None) -> dict[str, Any]:
         query: dict[str, Any] = {"query": text}

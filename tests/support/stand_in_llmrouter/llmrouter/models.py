@@ -121,4 +121,15 @@ def _daemon() -> None:
 
 
 class CausalLMRouter(EloRouter):
-    """Wants vLLM, as LLMRouter's does."""
+    """Wants vLLM, as LLMRouter's does, and loads its weights at the first query unless they are there."""
+
+    vllm_model: object | None = None
+
+    def _load_vllm_model(self) -> None:
+        self.vllm_model = object()
+
+    def route_single(self, query: dict[str, Any]) -> Any:
+        """As LLMRouter's."""
+        if self.vllm_model is None:
+            time.sleep(3600)  # minutes; a query has seconds
+        return super().route_single(query)
