@@ -80,10 +80,10 @@ def test_a_stream_arrives_as_it_is_made(
 def test_the_provider_sees_its_own_key_and_never_the_callers(
     gateway: Gateway, upstreams: Upstreams, client: openai.OpenAI, claude: anthropic.Anthropic, key: str
 ) -> None:
-    client.chat.completions.create(model="plain", messages=[{"role": "user", "content": "which key 5f0a"}])
-    claude.messages.create(model="claude", max_tokens=9, messages=[{"role": "user", "content": "which key 5f0a"}])
-    (plain,) = upstreams.requests("plain", contains="5f0a")
-    (native,) = upstreams.requests("claude", contains="5f0a")
+    client.chat.completions.create(model="plain", messages=[{"role": "user", "content": "which key 5f0a?"}])
+    claude.messages.create(model="claude", max_tokens=9, messages=[{"role": "user", "content": "which key 5f0a?"}])
+    (plain,) = upstreams.requests("plain", contains="which key 5f0a?")
+    (native,) = upstreams.requests("claude", contains="which key 5f0a?")
     assert plain["headers"]["authorization"] == f"Bearer {UPSTREAM_KEY}"
     assert native["headers"]["x-api-key"] == UPSTREAM_KEY
     for sent in (plain, native):
