@@ -52,8 +52,11 @@ __all__ = ["compare", "main", "threshold_for", "weight_for"]
 
 HEAVIEST = 4.0
 """Largest weight of cost that is tried: cost decides alone."""
-BUDGET_MARGIN = 0.98
-"""Of LLMRouter's cost is aimed at: the held-out prompts are others than those that the weight was chosen on."""
+BUDGET_MARGIN = 0.9
+"""Of LLMRouter's cost is aimed at: the held-out prompts are others than those that the operating point was chosen on.
+
+With 0.98 the held-out cost was up to 8% above LLMRouter's.
+"""
 
 Floats = NDArray[np.float64]
 
