@@ -371,6 +371,17 @@ def test_endpoints_with_text_are_scored_by_what_the_user_asked(
         assert answer.headers["x-pointsman-fallback"] == "no_text"
 
 
+@pytest.mark.parametrize("method", ["generateContent", "streamGenerateContent"])
+def test_geminis_own_endpoint_is_scored_by_what_the_user_asked(
+    running: Gateway, make_key: Callable[..., str], method: str
+) -> None:
+    asked = [("user", EASY), ("model", "so be it"), ("user", HARD)]
+    body = {"contents": [{"role": role, "parts": [{"text": text}]} for role, text in asked]}
+    answer = running.http(make_key()).post(f"/v1beta/models/auto:{method}", json=body)
+    assert answer.status_code == 200, answer.text
+    assert [answer.headers[f"x-pointsman-{name}"] for name in ("strategy", "model")] == [STRAIGHT, f"openai/{STRONG}"]
+
+
 @pytest.mark.parametrize(
     "text",
     [f"{'word ' * 210_000} {HARD}", "\U0001f600" * 50_000 + HARD, f"\u202e\u05e9\u05dc\u05d5\u05dd {HARD}", f"\x01\x1b {HARD}"],

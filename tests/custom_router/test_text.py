@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pointsman.custom_router.decide import Decider
 from pointsman.custom_router.request import Candidate, Prices, RoutingRequest
 from pointsman.custom_router.rules import by_rule, measure
-from pointsman.custom_router.text import compose, estimate_tokens, is_latin, text_of
+from pointsman.custom_router.text import compose, estimate_tokens, gemini_turns, is_latin, text_of
 from pointsman.decisions.rows import encode
 from pointsman.decisions.ticket import Ticket
 from pointsman.policy_settings import EmbeddingRule, PolicySettings, TextSettings
@@ -76,6 +76,20 @@ def test_wrong_types_are_passed_over(messages: Any, settings: TextSettings, syst
     assert len(found) <= settings.max_chars
     assert estimate_tokens(messages) >= 0
     measure(messages)
+
+
+@pytest.mark.parametrize(
+    ("contents", "text"),
+    [
+        ("hello", "hello"),
+        ({"parts": [{"text": "a"}, {"text": "b"}]}, "a\nb"),
+        ([{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}], "a"),
+        ([{"role": "user", "parts": [{"inlineData": {}}, {"text": "a"}]}, 7, {"role": ["x"], "parts": 7}], "a"),
+        *((nothing, "") for nothing in (None, 7, [], [None], {}, [[]], b"x")),
+    ],
+)
+def test_geminis_contents(contents: Any, text: str) -> None:
+    assert text_of(gemini_turns(contents)) == text
 
 
 def test_tokens_are_counted_by_bytes_and_pictures_are_not() -> None:

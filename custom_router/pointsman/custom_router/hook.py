@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from pointsman.custom_router.deployments import continued_from, eligible, map_pr
 from pointsman.custom_router.embed import ASKING
 from pointsman.custom_router.override import Wish, read_wish
 from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
-from pointsman.custom_router.text import text_of
+from pointsman.custom_router.text import gemini_turns, text_of
 from pointsman.decisions import Attempt, Decision, Outcome
 from pointsman.decisions.ticket import Ticket, current_ticket
 from pointsman.errors import PointsmanError
@@ -224,7 +224,9 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket.models.update((candidate.deployment_id, candidate.model) for candidate in candidates)
         endpoint: Endpoint = ticket.endpoint or "text"
         # For other endpoints LiteLLM makes up a message.
-        turns = (resolve_structured_messages(messages, kwargs) or ()) if endpoint == "text" else ()
+        turns: Sequence[Mapping[str, Any]] = ()
+        if endpoint == "text":
+            turns = resolve_structured_messages(messages, kwargs) or gemini_turns(kwargs.get("contents"))
         key_user, asker = metadata.get("user_api_key_user_id"), kwargs.get("user")
         request = RoutingRequest(
             group=group,

@@ -7,7 +7,7 @@ from typing import Any
 
 from pointsman.policy_settings import TextSettings
 
-__all__ = ["DEFAULT_TEXT", "compose", "content_text", "estimate_tokens", "is_latin", "text_of"]
+__all__ = ["DEFAULT_TEXT", "compose", "content_text", "estimate_tokens", "gemini_turns", "is_latin", "text_of"]
 
 DEFAULT_TEXT = TextSettings()
 BYTES_PER_TOKEN = 4
@@ -52,6 +52,18 @@ def compose(messages: Sequence[Mapping[str, Any]] | None, settings: TextSettings
         texts = [content_text(m.get("content"), limit) for m in turns if m.get("role") in SYSTEM]
         pieces.extend(reversed([text for text in (content_text(system, limit), *texts) if text]))
     return "\n".join(reversed(pieces))[-limit:] if pieces else ""
+
+
+def gemini_turns(contents: object) -> list[dict[str, Any]]:
+    """Gemini's `contents` as messages: a text, one content, or several, whose role is `user` or `model`. Never raises."""
+    if isinstance(contents, str):
+        return [{"role": "user", "content": contents}]
+    items = [contents] if isinstance(contents, Mapping) else contents if isinstance(contents, list) else ()
+    return [
+        {"role": "assistant" if item.get("role") == "model" else "user", "content": item.get("parts")}
+        for item in items
+        if isinstance(item, Mapping)
+    ]
 
 
 def content_text(content: object, limit: int = DEFAULT_TEXT.max_chars) -> str:
