@@ -126,6 +126,9 @@ class StrategyService:
         try:
             return self._reloaders[name]
         except KeyError:
+            if name in self._names:
+                mend = "publish the older wheel again, or install the older package"
+                raise RequestError(f"the strategy {name!r} has no bundle", code="E4004", mend=mend) from None
             known = ", ".join(sorted(self._reloaders)) or "none"
             raise RequestError(f"no strategy {name!r}", code="E4004", mend=f"configured: {known}") from None
 
