@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pointsman.callbacks.metrics import RoutingMetrics
 from pointsman.custom_router.embed import embed
 from pointsman.decisions.store import DecisionStore
 from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
@@ -58,6 +59,7 @@ class Runtime:
         self.aliases = aliases
         self.strategies = StrategyRegistry(Path(settings.encoders_dir) if settings.encoders_dir else None, embed)
         self.decisions = DecisionStore(database_url, settings.decisions)
+        self.metrics = RoutingMetrics(settings.strategies)
         self.on_drain: Callable[[], None] = lambda: None
         self.models: ModelSync | None = None
         self._channel = channel

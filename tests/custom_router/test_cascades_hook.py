@@ -13,7 +13,9 @@ from litellm.caching.caching import Cache
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 from litellm.proxy._types import UserAPIKeyAuth
+from prometheus_client import CollectorRegistry
 
+from pointsman.callbacks.metrics import RoutingMetrics
 from pointsman.cascade_settings import CascadeSettings
 from pointsman.custom_router.cascades import replay
 from pointsman.custom_router.cascades.limits import Limits, Step
@@ -63,6 +65,7 @@ class Stand:
                 strategies=SimpleNamespace(get=lambda _: scorer),
                 aliases={},
                 decisions=SimpleNamespace(put=self.records.append),
+                metrics=RoutingMetrics([], CollectorRegistry()),
             )
         )
         monkeypatch.setattr(litellm, "callbacks", [self.hook])
@@ -233,7 +236,7 @@ async def test_what_key_and_team_say_of_logging_holds_for_every_call(stand: Call
 
 async def test_what_a_refused_request_had_spent_is_on_its_record() -> None:
     hook, records = RouterHook(), []
-    hook._store = SimpleNamespace(put=records.append)  # type: ignore[assignment]
+    hook._sinks = (records.append,)
     limits = Limits(CascadeSettings())
     limits.steps.append(Step("plan", "m", 1.0, said=Said("x", Level("m", ("m",), ("m",)), cost=0.25)))
     ticket = Ticket(decision=Decision("dec_1", None, "auto"), cascade=State("auto", Ending(), limits))

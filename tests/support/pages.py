@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pointsman.callbacks.metrics import METRICS
 from pointsman.errors import CATALOGUE, PointsmanError
 from pointsman.http.tickets import HEADERS, REQUEST_HEADERS
 from pointsman.litellm_config.reference import configuration_page
@@ -36,6 +37,20 @@ def errors_page() -> str:
             for row in CATALOGUE.values()
             if row.code.startswith(prefix)
         ]
+    return "\n".join(lines) + "\n"
+
+
+def metrics_page() -> str:
+    """docs/metrics.md: what of ours stands in the scrape."""
+    lines = ["# Metrics", "", "Generated from `pointsman.callbacks.metrics` by `make docs`; do not edit.", ""]
+    lines += [
+        "`litellm_settings: {callbacks: [prometheus]}` opens `/metrics`, LiteLLM's numbers and ours in one scrape, those of all",
+        "workers added up. It wants a key, unless `litellm_settings.require_auth_for_metrics_endpoint` is `false`.",
+        "",
+        "| Metric | Meaning |",
+        "|-|-|",
+    ]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in METRICS.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -69,6 +84,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/database.md": database_page,
     "docs/errors.md": errors_page,
     "docs/headers.md": headers_page,
+    "docs/metrics.md": metrics_page,
     "docs/strategies.md": strategies_page,
 }
 

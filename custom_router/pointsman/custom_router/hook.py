@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ from pointsman.decisions.ticket import Ticket, current_ticket
 from pointsman.errors import PointsmanError
 
 if TYPE_CHECKING:
-    from pointsman.decisions.store import DecisionStore
     from pointsman.runtime import Runtime
 
 __all__ = ["RouterHook", "router_hook"]
@@ -129,7 +128,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         super().__init__()
         self._decider: Decider | None = None
         self._cascades: Cascades | None = None
-        self._store: DecisionStore | None = None
+        self._sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = ()
 
     def bind(self, runtime: Runtime) -> None:
         """Give it the worker's strategies and store; once, before the worker serves."""
@@ -141,7 +140,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             configured=runtime.settings.strategies,
         )
         self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
-        self._store = runtime.decisions
+        self._sinks = (runtime.decisions.put, runtime.metrics.record)
 
     def come_last(self) -> None:
         """Stand at the end of LiteLLM's callbacks.
@@ -287,8 +286,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         return {**kwargs, "stream_options": {**(kwargs.get("stream_options") or {}), "include_usage": True}}
 
     def _record(self, record: Decision | Attempt | Outcome) -> None:
-        if self._store is not None:
-            self._store.put(record)
+        for put in self._sinks:
+            put(record)
 
     async def async_post_call_failure_deployment_hook(
         self, request_data: Mapping[str, Any], exception: Exception, call_type: Any, fallback_depth: int | None = None

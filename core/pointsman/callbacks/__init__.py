@@ -1,0 +1,1 @@
+"""Observes: what is made of the leaf records besides rows in Postgres."""
