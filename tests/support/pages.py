@@ -44,8 +44,8 @@ def metrics_page() -> str:
     """docs/metrics.md: what of ours stands in the scrape."""
     lines = ["# Metrics", "", "Generated from `pointsman.callbacks.metrics` by `make docs`; do not edit.", ""]
     lines += [
-        "`litellm_settings: {callbacks: [prometheus]}` opens `/metrics`, LiteLLM's numbers and ours in one scrape, those of all",
-        "workers added up. It wants a key, unless `litellm_settings.require_auth_for_metrics_endpoint` is `false`.",
+        "`litellm_settings: {callbacks: [prometheus]}` opens `/metrics`, LiteLLM's numbers and ours in one scrape, those of",
+        "all workers added up. It wants a key, unless `litellm_settings.require_auth_for_metrics_endpoint` is `false`.",
         "",
         "| Metric | Meaning |",
         "|-|-|",
