@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 import zipfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,12 +18,13 @@ from hypothesis import strategies as st
 from pointsman.errors import BundleError, ConfigError
 from pointsman.mlops.keys import SigningKey
 from pointsman.mlops.publish_code import publish_code
-from pointsman.settings import ProcessSettings, StrategySettings
+from pointsman.settings import ProcessSettings, S3Settings, StrategySettings
 from pointsman.strategies.files import sha256_hex
 from pointsman.strategies.pointer import Pointer, signed_bytes
 from pointsman.strategies.remote.code import CodeSource, parse_code_pointer, sign_code
 from pointsman.strategies.remote.owner import Owner
 from pointsman.strategies.remote.wheel import MAX_FILES, open_wheel, unpack_wheel
+from support.s3 import S3Server
 from support.wheels import example_wheel, wheel
 
 KEY = SigningKey("release-1", Ed25519PrivateKey.generate())
@@ -160,7 +162,7 @@ class Served:
     def __init__(self, base: Path) -> None:
         self.base = base
         (base / "scratch").mkdir(exist_ok=True)
-        settings = StrategySettings(
+        self.settings = StrategySettings(
             source=str(base / "published/current.json"),
             kind="custom",
             entry_point="length",
@@ -168,7 +170,7 @@ class Served:
             allow_signed_code=True,
             trusted_keys={KEY.key_id: KEY.public},
         )
-        self.code = CodeSource("mine", settings, base / "kept", base / "scratch", self.restart)
+        self.code = CodeSource("mine", self.settings, base / "kept", base / "scratch", self.restart)
         limits = ProcessSettings(python=sys.executable, deadline_ms=5_000)
         self.owner = Owner("mine", limits, {}, base / "scratch", self.code.spec)
         self.owner.on_loaded, self.owner.on_unloadable = self.code.proved, self.code.failed
@@ -309,6 +311,37 @@ async def test_what_was_wrong_is_told_as_long_as_it_is(served: Served, tmp_path:
     assert await told() not in (None, "E4330")
     aside.rename(pointer)
     assert await told() == "E4330", "what is published still cannot be loaded"
+
+
+async def test_a_source_that_hangs_does_not_hold_the_start_up(
+    served: Served, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pointsman.strategies.remote.code.START_WAIT", 0.1)
+    where = f"s3://{s3_environment.new_bucket()}/code/current.json"
+    s3 = S3Settings(endpoint_url=s3_environment.endpoint_url, connect_timeout=0.5, read_timeout=0.5)
+    publish_code(example_wheel(tmp_path), where, strategy="mine", key=KEY, s3=s3)
+    # Looked at until there is something to run, although it is not to be reloaded.
+    served.settings = served.settings.model_copy(
+        update={"source": where, "s3": s3, "hot_reload": False, "reload_interval": 0.1}
+    )
+    code = CodeSource("mine", served.settings, tmp_path / "kept", tmp_path / "scratch", lambda: None)
+    with s3_environment.fault("hang"):
+        started = time.monotonic()
+        await code.start()
+        assert time.monotonic() - started < 0.45
+    polling = asyncio.create_task(code.run())
+    await served.until(lambda: code.current)
+    async with asyncio.timeout(10):
+        await polling  # it ends by itself
+    assert code.error is None
+
+
+async def test_a_directory_that_cannot_be_used(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file")
+    served.publish("1.0.0")
+    await served.start()
+    assert served.code.error is not None
+    assert served.code.current is None
 
 
 async def test_what_is_kept_on_disk_is_damaged(served: Served, tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ logger = logging.getLogger("pointsman.code")
 DOMAIN = b"pointsman code v1\n"
 """Stands before what is signed; a bundle's pointer is signed with another."""
 
+START_WAIT = 5.0
+"""Seconds that a start waits for the source; it is looked at further beside it."""
+
 KEPT = 2
 """Wheels on disk: the one in service and the one before."""
 
@@ -130,6 +133,7 @@ class CodeSource:
         self._refused: dict[str, BundleError] = {}
         self._proposed = ""
         self._polling = asyncio.Lock()
+        self._first: asyncio.Task[None] | None = None
         self.current: CodePointer | None = None
         self.version: str | None = None
         self.last_check: float | None = None
@@ -142,16 +146,27 @@ class CodeSource:
         return self._state.sequence
 
     async def start(self) -> None:
-        """Take up what is on disk, by the keys that are trusted today; then look at the source once."""
-        await in_thread(self._restore)
+        """Take up what is on disk, by the keys that are trusted today; then look at the source once, and wait `START_WAIT`
+        seconds for it at most. Never raises because something is away or bad."""
+        try:
+            await in_thread(self._restore)
+        except OSError as error:
+            self._note("failures", ProcessError(str(error), code="E4602", where=str(self._directory)))
         self.current = next(iter(self._state.good), None)
-        await self.poll()
+        self._first = asyncio.create_task(self.poll(), name=f"first-poll-{self._name}")
+        await asyncio.wait({self._first}, timeout=START_WAIT)
 
     async def run(self) -> None:
-        """Poll for ever."""
-        while self._settings.hot_reload:
-            await asyncio.sleep(self._settings.reload_interval)
-            await self.poll()
+        """Poll for ever; without `hot_reload`, until there is something to run."""
+        try:
+            if self._first is not None:
+                await self._first
+            while self._settings.hot_reload or self.current is None:
+                await asyncio.sleep(self._settings.reload_interval)
+                await self.poll()
+        finally:
+            if self._first is not None:
+                self._first.cancel()
 
     async def poll(self) -> None:
         """Look once; what goes wrong is kept in `error`, and the wheel in service stays."""
