@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pointsman.strategies.remote.child import tree_of
 from support.gateway import Gateway, pointsman
@@ -86,7 +87,9 @@ def gateway(upstreams: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> I
     }
     groups = {f"to-{name}": name for name in strategies}
     entries = [entry for group in groups for entry in pair(upstreams, group)]
-    instance = Gateway(routed_config(entries, strategies, groups), home, None)
+    config_of_it = routed_config(entries, strategies, groups)
+    config_of_it["litellm_settings"]["callbacks"] = ["prometheus"]
+    instance = Gateway(config_of_it, home, None)
     instance.start()
     for word in REASONS:
         wait_for(lambda word=word: process_of(instance, word)["state"] == "ready", 30, f"{word} is ready")  # type: ignore[misc]
@@ -147,6 +150,16 @@ def test_every_request_is_answered_and_told_why_and_it_recovers(gateway: Gateway
     assert after["pid"] != before["pid"]
     again = ask(gateway, name, HARD)
     assert (again.headers["x-pointsman-model"], again.headers.get("x-pointsman-fallback")) == (f"openai/{STRONG}", None)
+    assert counted(gateway, "litellm", REASONS[word]) >= 1
+    assert counted(gateway, name, "") >= 3
+
+
+def counted(gateway: Gateway, strategy: str, fallback: str) -> float:
+    """What the scrape says of all workers together."""
+    scraped = gateway.admin.get("/metrics/", timeout=30).raise_for_status().text
+    samples = [sample for family in text_string_to_metric_families(scraped) for sample in family.samples]
+    wanted = {"strategy": strategy, "fallback": fallback}
+    return sum(s.value for s in samples if s.name == "pointsman_routing_decisions_total" and s.labels == wanted)
 
 
 def test_under_load_it_is_killed_and_stopped_and_no_request_is_lost(gateway: Gateway) -> None:
