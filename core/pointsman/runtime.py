@@ -17,6 +17,7 @@ from typing import Any
 from pointsman.callbacks.metrics import RoutingMetrics
 from pointsman.custom_router.embed import embed
 from pointsman.decisions.store import DecisionStore
+from pointsman.decisions.types import Attempt, Decision, Outcome
 from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
 from pointsman.process.channel import Channel, ChannelClosedError
 from pointsman.process.models import MODELS, ModelSync
@@ -59,7 +60,11 @@ class Runtime:
         self.aliases = aliases
         self.strategies = StrategyRegistry(Path(settings.encoders_dir) if settings.encoders_dir else None, embed)
         self.decisions = DecisionStore(database_url, settings.decisions)
-        self.metrics = RoutingMetrics(settings.strategies)
+        self.sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = (
+            self.decisions.put,
+            RoutingMetrics(settings.strategies).record,
+        )
+        """Where leaf records go; each call neither blocks nor raises."""
         self.on_drain: Callable[[], None] = lambda: None
         self.models: ModelSync | None = None
         self._channel = channel

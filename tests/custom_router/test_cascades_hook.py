@@ -13,9 +13,7 @@ from litellm.caching.caching import Cache
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 from litellm.proxy._types import UserAPIKeyAuth
-from prometheus_client import CollectorRegistry
 
-from pointsman.callbacks.metrics import RoutingMetrics
 from pointsman.cascade_settings import CascadeSettings
 from pointsman.custom_router.cascades import replay
 from pointsman.custom_router.cascades.limits import Limits, Step
@@ -64,8 +62,7 @@ class Stand:
                 settings=settings,
                 strategies=SimpleNamespace(get=lambda _: scorer),
                 aliases={},
-                decisions=SimpleNamespace(put=self.records.append),
-                metrics=RoutingMetrics([], CollectorRegistry()),
+                sinks=(self.records.append,),
             )
         )
         monkeypatch.setattr(litellm, "callbacks", [self.hook])

@@ -19,9 +19,7 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 class Records(list[Any]):
-    """The store's one method."""
-
-    put = list.append
+    """A sink of leaf records."""
 
     def of(self, kind: type) -> list[Any]:
         return [record for record in self if isinstance(record, kind)]
@@ -39,7 +37,7 @@ class Stand:
         strategies = SimpleNamespace(get=lambda name: scorer if name == "s" else None)
         settings = PointsmanSettings.load({"routing": {"default": "s", "deadline_ms": 5000}})
         self.hook.bind(
-            SimpleNamespace(settings=settings, strategies=strategies, aliases={}, decisions=self.records)  # type: ignore[arg-type]
+            SimpleNamespace(settings=settings, strategies=strategies, aliases={}, sinks=(self.records.append,))  # type: ignore[arg-type]
         )
         monkeypatch.setattr(litellm, "callbacks", [self.hook])
         self.router = litellm.Router(

@@ -140,7 +140,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             configured=runtime.settings.strategies,
         )
         self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
-        self._sinks = (runtime.decisions.put, runtime.metrics.record)
+        self._sinks = runtime.sinks
 
     def come_last(self) -> None:
         """Stand at the end of LiteLLM's callbacks.
