@@ -23,6 +23,8 @@ from support.gateway import Gateway, free_port, pointsman
 from support.pg_cluster import PASSWORD, PgCluster
 from support.processes import marked, wait_for
 
+pytestmark = pytest.mark.slow("connections")
+
 SCHEMA = 'its "own" schema'
 POOL = 4
 AT_MOST = POOL + 3 + 2
@@ -146,7 +148,6 @@ def test_no_more_connections_than_said(place: Place) -> None:
     assert f"database connections: {AT_MOST} at most" in place.gateway.log_path.read_text()
 
 
-@pytest.mark.slow("connections")
 def test_an_exhausted_pool_is_a_database_that_is_busy(place: Place) -> None:
     """All connections wait for a lock; whoever gets none is told 503, never that the key is wrong."""
     table = f'{sql.Identifier(SCHEMA).as_string(None)}."LiteLLM_VerificationToken"'
@@ -179,16 +180,14 @@ def test_a_command_takes_the_password_from_the_file(place: Place) -> None:
     [
         ("ALTER ROLE app PASSWORD 'another'", None),
         ("REVOKE CONNECT ON DATABASE gate FROM app", "GRANT CONNECT ON DATABASE gate TO app"),
-        pytest.param("ALTER ROLE app NOLOGIN", "ALTER ROLE app LOGIN", marks=pytest.mark.slow("connections")),
+        pytest.param("ALTER ROLE app NOLOGIN", "ALTER ROLE app LOGIN"),
         pytest.param(
             "ALTER DATABASE gate RENAME TO elsewhere",
             "ALTER DATABASE elsewhere RENAME TO gate",
-            marks=pytest.mark.slow("connections"),
         ),
         pytest.param(
             "ALTER DATABASE gate ALLOW_CONNECTIONS false",
             "ALTER DATABASE gate ALLOW_CONNECTIONS true",
-            marks=pytest.mark.slow("connections"),
         ),
     ],
 )
@@ -223,22 +222,17 @@ def test_a_refusing_server_is_a_database_that_is_away(broken: str, mended: str |
             ("app:right@", "stranger:right@"),
             "password authentication failed",
             "user and password",
-            marks=pytest.mark.slow("connections"),
         ),
         pytest.param(
             ("app:right@", "guest:right@"),
             "permission denied for database",
             "GRANT CONNECT",
-            marks=pytest.mark.slow("connections"),
         ),
-        pytest.param(
-            ("?", "?sslmode=require"), "does not support SSL", "sslmode=disable", marks=pytest.mark.slow("connections")
-        ),
+        pytest.param(("?", "?sslmode=require"), "does not support SSL", "sslmode=disable"),
         pytest.param(
             ("127.0.0.1:", "no.such.host.invalid:"),
             "no.such.host.invalid",
             "host and port",
-            marks=pytest.mark.slow("connections"),
         ),
     ],
 )
@@ -258,7 +252,6 @@ def test_at_the_start_it_says_what_to_do(change: tuple[str, str], words: str, me
     assert "right@" not in done.stderr
 
 
-@pytest.mark.slow("connections")
 def test_a_gateway_that_signs_its_passwords(tmp_path: Path) -> None:
     """The server takes the token that the supervisor signs; LiteLLM in the workers hears nothing of tokens."""
     server = PgCluster(tmp_path / "pg").start()

@@ -25,6 +25,8 @@ from support.surface.tour import Answer, Call, Tour, calls, exclusions, tables
 from support.topology import priced, routed_config, single
 from support.upstreams import Upstreams
 
+pytestmark = pytest.mark.slow("persistence")
+
 # What the engine answers with an error and must: (code, the function of LiteLLM that asked) -> why.
 # (P2025: there is no such row; the client makes None of it.)
 EXPECTED = {

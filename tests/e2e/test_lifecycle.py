@@ -175,6 +175,7 @@ def test_a_fresh_instance_without_s3_serves_and_catches_up(own_gateway: Make, up
 
 
 @pytest.mark.requirement("R-11.1", "R-11.4", "R-4.6")
+@pytest.mark.slow("databasefaults")
 def test_without_its_database_it_says_503_and_recovers(
     own_gateway: Make, upstreams: Upstreams, publisher: S3Publisher, postgres_server: Any, new_database: Callable[[], str]
 ) -> None:

@@ -13,6 +13,8 @@ from support.gateway import Gateway
 from support.processes import wait_for
 from support.upstreams import Upstreams
 
+pytestmark = pytest.mark.slow("startup")
+
 # In a row, to count as no accident: chance gives it once in 16,384 tries.
 ROW = 14
 

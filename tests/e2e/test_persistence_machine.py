@@ -364,6 +364,7 @@ def run(world: World, deck: tuple[str, ...], examples: int, steps: int, derandom
 
 
 @pytest.mark.requirement("P-6", "R-4.1")
+@pytest.mark.slow("persistence")
 def test_what_was_acknowledged_survives_crashes(world: World) -> None:
     run(world, ("worker", "engine", "postgres"), examples=1, steps=15, derandomize=True)
 

@@ -44,6 +44,7 @@ def test_this_environment_is_set_up() -> None:
     assert main(["--check"]) == 0
 
 
+@pytest.mark.slow("conformance")
 def test_the_client_is_generated_with_slim_or_full_types(layout: Layout) -> None:
     generate(layout, ENV, types_stand_in=True)
     types, full = layout.prisma_package / "types.py", layout.prisma_package / "types.pyi"

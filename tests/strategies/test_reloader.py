@@ -371,9 +371,9 @@ async def test_a_source_that_hangs_does_not_hold_the_start_up(
     one = s3_stand()
     one.put(1, s3=s3)
     with s3.fault("hang"):
-        started = time.monotonic()
         await one.reloader.start()
-        assert time.monotonic() - started < 0.45
+        assert one.serving is None
+        assert one.error is None, "it is still asking"
     task = asyncio.create_task(one.reloader.run())
     try:
         await one.until(lambda: one.serving == "1")
