@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from support.forward import Balancer
-from support.gateway import Gateway
+from support.gateway import Gateway, free_port
 from support.marks import ROOT
 from support.processes import wait_for
 from support.redis import RedisServer, ha_config, start_instances, valkey_binary
@@ -149,8 +149,7 @@ def test_tls_with_an_authority_of_ones_own(binaries: dict[str, Path], boot: Boot
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     subprocess.run([*command, "-out", certificate, "-keyout", secret], check=True, capture_output=True)
-    server = RedisServer(tmp_path / "plain", binaries["redis 7.0"])
-    port = server.port + 1 if server.port < 65_000 else server.port - 1
+    port = free_port()
     tls = (f"tls-port {port}", f'tls-cert-file "{certificate}"', f'tls-key-file "{secret}"', "tls-auth-clients no")
     server = RedisServer(tmp_path / "redis", binaries["redis 7.0"], settings=tls).start()
     try:
