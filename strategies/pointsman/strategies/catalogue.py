@@ -128,7 +128,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
                 "worker",
                 "conversations of users",
                 "`pointsman[llmrouter]`",
-                broken="GMTRouter of LLMRouter 0.4.0 cannot be constructed: MetaRouter.__init__() misses the argument 'model'",
+                broken="GMTRouter of LLMRouter 0.4.0 cannot be constructed: `MetaRouter.__init__()` lacks the argument 'model'",
             ),
             Entry(
                 "tsrouter",
