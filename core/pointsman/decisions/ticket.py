@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from pointsman.decisions.types import Decision
 
@@ -37,6 +37,11 @@ class Ticket:
         conversation: digest by which the next turn finds who served this one, where a policy wants it.
         cascade: state of the cascade that was made of it (`custom_router.cascades.service.State`).
         gone: returns when the client has left; to be called only after the request's body was read.
+        group: model group that was asked for first; a fallback asks for others.
+        error: class name of the error that ended the request, or of the last attempt that failed, or None.
+        budget: whose budget is spent (`key`, `team`, ...), where that is why it was refused.
+        fell_back: why LiteLLM went on with another group: class name of the last attempt's error, `unavailable` without one.
+        prices: deployment id -> prices (`custom_router.request.Prices`) of the last decision's candidates, where known.
     """
 
     decision: Decision | None = None
@@ -54,6 +59,11 @@ class Ticket:
     conversation: bytes | None = None
     cascade: object | None = None
     gone: Callable[[], Awaitable[None]] | None = None
+    group: str | None = None
+    error: str | None = None
+    budget: str | None = None
+    fell_back: str | None = None
+    prices: Mapping[str, Any] = field(default_factory=dict)
 
 
 CURRENT: ContextVar[Ticket | None] = ContextVar("pointsman_ticket", default=None)

@@ -123,6 +123,8 @@ class Outcome:
         cost: US dollars.
         latency_ms: whole request.
         feedback: score in [0, 1] given later, or None.
+        strong_cost: US dollars that the dearest candidate would have cost for the same tokens, an estimate; None: not known, or
+            the answer came from the cache. Not stored.
         created_at: Unix time in seconds.
     """
 
@@ -135,3 +137,4 @@ class Outcome:
     latency_ms: float | None = None
     feedback: float | None = None
     created_at: float = field(default_factory=time.time)
+    strong_cost: float | None = None

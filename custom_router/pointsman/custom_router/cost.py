@@ -6,9 +6,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pointsman.custom_router.request import Candidate
+from pointsman.custom_router.request import Candidate, Prices
 
-__all__ = ["MIN_CACHED_TOKENS", "AnswerLengths", "Expected", "expected_costs", "switching_costs"]
+__all__ = ["MIN_CACHED_TOKENS", "AnswerLengths", "Expected", "always_strong", "expected_costs", "switching_costs"]
 
 MIN_CACHED_TOKENS = 1024
 """Shorter prompts are not cached by the providers (OpenAI and most of Anthropic's models: 1,024 tokens)."""
@@ -46,6 +46,29 @@ def switching_costs(candidates: Sequence[Candidate], served_by: str | None, pref
         return {}
     lost = max(0.0, stays.prices.input - stays.prices.cached) * prefix_tokens
     return {one.deployment_id: lost for one in candidates if one is not stays and lost > 0}
+
+
+def always_strong(prices: Mapping[str, Prices], answered: str, prompt: int, completion: int, paid: float) -> float | None:
+    """US dollars that the dearest candidate would have cost for the tokens that were used; an estimate.
+
+    What was paid is scaled by the ratio of list prices, so that a discount (cached input) counts on both sides, and the
+    dearest's own answers save exactly nothing. Another model would have written another number of tokens, which nobody knows.
+
+    Args:
+        prices: deployment id -> prices, of the candidates whose prices are known.
+        answered: who answered.
+        prompt, completion: tokens.
+        paid: US dollars.
+
+    Returns:
+        None where the prices do not tell: those of `answered` are not known, or it is not paid for by the token.
+    """
+    listed = {name: one.input * prompt + one.output * completion for name, one in prices.items()}
+    own = listed.get(answered)
+    if own is None or prompt + completion <= 0:
+        return None
+    dearest = max(listed.values())
+    return paid * dearest / own if own > 0 else dearest + paid
 
 
 class AnswerLengths:

@@ -21,6 +21,7 @@ from opentelemetry import trace
 
 from pointsman.custom_router.cascades.calls import inner_target, narrow
 from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
+from pointsman.custom_router.cost import always_strong
 from pointsman.custom_router.decide import Decider
 from pointsman.custom_router.deployments import continued_from, eligible, map_prices
 from pointsman.custom_router.embed import ASKING
@@ -221,6 +222,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             ticket.failed.add(ticket.picked)  # for the failures that LiteLLM reports to no hook
         candidates = tuple(candidate_of(deployment, map_prices) for deployment in left)
         ticket.models.update((candidate.deployment_id, candidate.model) for candidate in candidates)
+        ticket.prices = {one.deployment_id: one.prices for one in candidates if one.prices is not None}
+        ticket.group = ticket.group or group
         endpoint: Endpoint = ticket.endpoint or "text"
         # For other endpoints LiteLLM makes up a message.
         turns: Sequence[Mapping[str, Any]] = ()
@@ -252,6 +255,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         )
         verdict = await self._cascades.route(request, left, kwargs, metadata, ticket) if self._cascades is not None else None
         decision = verdict.decision if verdict is not None else await decider.decide(request, ticket)
+        if retries[1] > ticket.retries[1]:
+            ticket.fell_back = ticket.error or "unavailable"
         ticket.decision, ticket.retries = decision, retries
         ticket.picked = decision.order[0] if decision.order else None
         metadata[DECISION_KEY] = decision.decision_id
@@ -300,6 +305,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         if ticket is None or ticket.decision is None or not deployment_id:
             return
         ticket.failed.add(deployment_id)
+        ticket.error = type(exception).__name__
         ticket.attempt += 1
         self._record(
             Attempt(
@@ -323,7 +329,12 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
     ) -> None:
         """The request ended badly, after all attempts; LiteLLM's log event would come for attempts that were retried, too."""
         ticket = current_ticket()
-        if ticket is None or ticket.decision is None or ticket.closed:
+        if ticket is None:
+            return
+        ticket.error = type(original_exception).__name__
+        if isinstance(original_exception, litellm.BudgetExceededError):
+            ticket.budget = str(original_exception.entity_type or "other").lower()
+        if ticket.decision is None or ticket.closed:
             return
         ticket.closed = True
         self._record(
@@ -348,6 +359,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         latency_ms = (end_time - start_time).total_seconds() * 1000
         deployment_id = payload.get("model_id") or (params.get("model_info") or {}).get("id")
         ticket = current_ticket()
+        paid, strong = float(payload.get("response_cost") or 0.0), None
         tokens = _number(payload.get("prompt_tokens")), _number(payload.get("completion_tokens"))
         # A cache hit has a decision and an outcome, but nobody was tried.
         if deployment_id and not (kwargs.get("cache_hit") or payload.get("cache_hit")):
@@ -356,6 +368,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             number = ticket.attempt + 1 if ticket is not None else 1
             model = ticket.models.get(deployment_id) if ticket is not None else payload.get("litellm_model_name")
             self._record(Attempt(decision_id, number, deployment_id, model, "ok", latency_ms=latency_ms))
+            if ticket is not None:
+                strong = always_strong(ticket.prices, deployment_id, *tokens, paid)
         if ticket is not None:
             ticket.closed = True
         self._record(
@@ -365,8 +379,9 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
                 deployment_id=deployment_id,
                 prompt_tokens=tokens[0],
                 completion_tokens=tokens[1],
-                cost=float(payload.get("response_cost") or 0.0) + _cascade_cost(ticket),
+                cost=paid + _cascade_cost(ticket),
                 latency_ms=latency_ms,
+                strong_cost=strong,
             )
         )
 
