@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pointsman.callbacks.metrics import METRICS
+from pointsman.callbacks.names import ATTRIBUTES, LOG_FIELDS, METRICS, SPANS
 from pointsman.errors import CATALOGUE, PointsmanError
 from pointsman.http.tickets import HEADERS, REQUEST_HEADERS
 from pointsman.litellm_config.reference import configuration_page
@@ -40,17 +40,36 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def metrics_page() -> str:
-    """docs/metrics.md: what of ours stands in the scrape."""
-    lines = ["# Metrics", "", "Generated from `pointsman.callbacks.metrics` by `make docs`; do not edit.", ""]
+def telemetry_page() -> str:
+    """docs/telemetry.md: every span, attribute, metric and log field of ours."""
+    lines = ["# Telemetry", "", "Generated from `pointsman.callbacks.names` by `make docs`; do not edit.", ""]
     lines += [
+        "What Pointsman adds to LiteLLM's spans, metrics and log lines, for who asked for them.",
+        "",
+    ]
+    lines += ["## Spans", "", "| Span | Kind | Under | Covers |", "|-|-|-|-|"]
+    lines += [f"| `{span.name}` | {span.kind} | {span.parent} | {span.meaning} |" for span in SPANS.values()]
+    lines += ["", "## Attributes", "", "Names that do not begin with `pointsman.` are of OpenTelemetry's semantic conventions."]
+    lines += ["", "| Attribute | Type | On | Meaning |", "|-|-|-|-|"]
+    for attribute in ATTRIBUTES.values():
+        on = ", ".join(f"`{span.name}`" for span in SPANS.values() if attribute.name in span.attributes)
+        lines.append(f"| `{attribute.name}` | {attribute.type} | {on} | {attribute.meaning} |")
+    lines += [
+        "",
+        "## Metrics",
+        "",
         "`litellm_settings: {callbacks: [prometheus]}` opens `/metrics`, LiteLLM's numbers and ours in one scrape, those of",
         "all workers added up. It wants a key, unless `litellm_settings.require_auth_for_metrics_endpoint` is `false`.",
         "",
-        "| Metric | Meaning |",
-        "|-|-|",
+        "| Metric | Kind | Unit | Labels | Meaning |",
+        "|-|-|-|-|-|",
     ]
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in METRICS.items()]
+    for metric in METRICS.values():
+        name = f"`{metric.name}`" + (f" (OTLP: `{metric.otlp}`)" if metric.otlp else "")
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(f"| {name} | {metric.instrument} | {metric.unit} | {labels} | {metric.meaning} |")
+    lines += ["", "## Log lines", "", "| Field | Type | Meaning |", "|-|-|-|"]
+    lines += [f"| `{field.name}` | {field.type} | {field.meaning} |" for field in LOG_FIELDS.values()]
     return "\n".join(lines) + "\n"
 
 
@@ -84,8 +103,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/database.md": database_page,
     "docs/errors.md": errors_page,
     "docs/headers.md": headers_page,
-    "docs/metrics.md": metrics_page,
     "docs/strategies.md": strategies_page,
+    "docs/telemetry.md": telemetry_page,
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
+from pointsman.callbacks import names
 from pointsman.decisions.types import Attempt, Decision, Outcome
 
 __all__ = ["METRICS", "RoutingMetrics"]
@@ -18,9 +19,7 @@ __all__ = ["METRICS", "RoutingMetrics"]
 logger = logging.getLogger("pointsman.metrics")
 
 METRICS: dict[str, str] = {
-    "pointsman_routing_decisions_total": "Routing decisions by strategy (`litellm`: its own choice held, with or without "
-    "one configured) and by why the one configured did not decide (`fallback`, as in `x-pointsman-fallback`; empty: it did).",
-    "pointsman_routing_decision_seconds": "Time that a decision took, by strategy.",
+    name: names.METRICS[name].meaning for name in ("pointsman_routing_decisions_total", "pointsman_routing_decision_seconds")
 }
 """Name -> meaning."""
 LITELLM = "litellm"

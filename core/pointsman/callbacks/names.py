@@ -1,0 +1,250 @@
+"""THE table of telemetry: every span, attribute, metric and log field of ours, declared once.
+
+docs/telemetry.md is generated from it, and tests hold what is really emitted against it. A name of ours begins with
+`pointsman.` (`pointsman_` in a scrape); every other name is one of OpenTelemetry's semantic conventions, and a test looks it
+up there. Nothing here may carry a prompt, an answer, a key or a secret.
+
+Adding a row is all that a new name needs; using one without a row fails a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+__all__ = [
+    "ATTRIBUTES",
+    "LOG_FIELDS",
+    "METRICS",
+    "SPANS",
+    "Attribute",
+    "Field",
+    "Metric",
+    "Span",
+    "Type",
+]
+
+Type = Literal["string", "int", "double", "boolean", "string[]", "double[]"]
+"""OpenTelemetry's types of attributes, as its registry spells them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """Of a span or of a resource.
+
+    Attributes:
+        name: dotted.
+        type: see `Type`.
+        meaning: one sentence.
+    """
+
+    name: str
+    type: Type
+    meaning: str
+
+    @property
+    def ours(self) -> bool:
+        """Whether we coined it; else it is of the semantic conventions."""
+        return self.name.startswith("pointsman.")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A span that we make.
+
+    Attributes:
+        name: as it is sent, the same for every request.
+        kind: OpenTelemetry's kind.
+        parent: what it stands under.
+        meaning: what its time covers.
+        attributes: names in `ATTRIBUTES`; no other one may stand on it.
+    """
+
+    name: str
+    kind: Literal["internal", "client", "server"]
+    parent: str
+    meaning: str
+    attributes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric that we make.
+
+    Attributes:
+        name: in the scrape; a counter's ends in `_total`.
+        instrument: what it is.
+        unit: UCUM, as OpenTelemetry writes it (`s`, `{request}`, `USD`, `1`).
+        meaning: one or two sentences.
+        labels: what it is split by, every one of them bounded.
+        otlp: its name over OTLP, where it leaves that way.
+    """
+
+    name: str
+    instrument: Literal["counter", "gauge", "histogram"]
+    unit: str
+    meaning: str
+    labels: tuple[str, ...] = ()
+    otlp: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of a JSON log line, and an attribute of the same name over OTLP where it is no part of the record itself.
+
+    Attributes:
+        name: key in the line.
+        type: see `Type`.
+        meaning: one sentence.
+    """
+
+    name: str
+    type: Type
+    meaning: str
+
+
+Row = TypeVar("Row", Attribute, Span, Metric, Field)
+
+
+def _by_name(*rows: Row) -> Mapping[str, Row]:
+    return {row.name: row for row in rows}
+
+
+ATTRIBUTES: Mapping[str, Attribute] = _by_name(
+    # Of a decision.
+    Attribute("pointsman.decision.id", "string", "Id of the routing decision, as in `x-pointsman-decision-id`."),
+    Attribute("pointsman.request.id", "string", "LiteLLM's id of the call."),
+    Attribute("pointsman.route.group", "string", "Model group (`model_name`) that was asked for."),
+    Attribute("pointsman.strategy.name", "string", "Strategy; absent where LiteLLM's own choice held."),
+    Attribute("pointsman.strategy.version", "string", "Version of its bundle."),
+    Attribute("pointsman.strategy.variant", "string", "`live`, `shadow` or `canary`."),
+    Attribute("pointsman.route.chosen_by", "string", "Who chose it: `header`, `key`, `team`, `group`, `default`, `rule`."),
+    Attribute("pointsman.route.candidates", "string[]", "Deployment ids that have a score, best score first."),
+    Attribute("pointsman.route.scores", "double[]", "Their scores, in the same order."),
+    Attribute("pointsman.route.scale", "string", "What scores mean: `quality` or `rank`."),
+    Attribute("pointsman.route.dropped", "string[]", "Deployment ids that were not considered."),
+    Attribute("pointsman.route.dropped_reasons", "string[]", "Why, in the same order."),
+    Attribute("pointsman.route.pick", "string", "Deployment id that was put first; absent where LiteLLM chose."),
+    Attribute("pointsman.route.model", "string", "`litellm_params.model` of the pick."),
+    Attribute("pointsman.route.policy", "string", "How scores became an order, as in `x-pointsman-policy`."),
+    Attribute("pointsman.route.propensity", "double", "Probability with which the pick was to be picked."),
+    Attribute("pointsman.route.fallback", "string", "Why the strategy did not decide, as in `x-pointsman-fallback`."),
+    Attribute("pointsman.route.microseconds", "int", "Time that the decision took."),
+    # Of the encoder.
+    Attribute("pointsman.encoder.kind", "string", "Kind of the encoder, e.g. `hashing`, `minilm`, `remote`."),
+    Attribute("pointsman.encoder.dimensions", "int", "Length of the vectors that it makes."),
+    # Of an attempt.
+    Attribute("pointsman.attempt.number", "int", "1 for the first try of the request."),
+    Attribute("pointsman.attempt.outcome", "string", "`ok`, `error`, or `abandoned` where nobody told how it ended."),
+    Attribute("pointsman.deployment.id", "string", "LiteLLM's `model_info.id` of the deployment that was tried."),
+    Attribute("pointsman.deployment.model", "string", "Its `litellm_params.model`."),
+    # Of a reload.
+    Attribute("pointsman.reload.generation", "int", "Generation that the workers were given; absent where nothing changed."),
+    Attribute("pointsman.reload.previous_version", "string", "Version in service before."),
+    # Of a training run.
+    Attribute("pointsman.train.kind", "string", "Kind of strategy that is trained, e.g. `knn`."),
+    Attribute("pointsman.train.rows", "int", "Rows of the data set."),
+    # OpenTelemetry's own.
+    Attribute("error.type", "string", "Class of the error, or its code in docs/errors.md."),
+    Attribute("gen_ai.request.model", "string", "Model group that was asked for."),
+    Attribute("http.response.status_code", "int", "HTTP status of the upstream's answer, where the error had one."),
+)
+
+_DECISION = ("pointsman.decision.id", "pointsman.request.id")
+_STRATEGY = ("pointsman.strategy.name", "pointsman.strategy.version")
+
+SPANS: Mapping[str, Span] = _by_name(
+    Span(
+        "pointsman.route",
+        "internal",
+        "LiteLLM's `route <group>`, one for each attempt",
+        "One routing decision: filters, scores, policy.",
+        (
+            *_DECISION,
+            *_STRATEGY,
+            "pointsman.strategy.variant",
+            "pointsman.route.group",
+            "pointsman.route.chosen_by",
+            "pointsman.route.candidates",
+            "pointsman.route.scores",
+            "pointsman.route.scale",
+            "pointsman.route.dropped",
+            "pointsman.route.dropped_reasons",
+            "pointsman.route.pick",
+            "pointsman.route.model",
+            "pointsman.route.policy",
+            "pointsman.route.propensity",
+            "pointsman.route.fallback",
+            "pointsman.route.microseconds",
+            "gen_ai.request.model",
+        ),
+    ),
+    Span(
+        "pointsman.encode",
+        "internal",
+        "`pointsman.route`",
+        "Text to vector, inside of a decision.",
+        (*_STRATEGY, "pointsman.encoder.kind", "pointsman.encoder.dimensions"),
+    ),
+    Span(
+        "pointsman.attempt",
+        "internal",
+        "the request's server span",
+        "One try at one deployment, from the pick to its answer (streamed: to the last chunk) or its error. An upstream's "
+        "spans stand under it, where it takes part in the trace.",
+        (
+            "pointsman.decision.id",
+            "pointsman.attempt.number",
+            "pointsman.attempt.outcome",
+            "pointsman.deployment.id",
+            "pointsman.deployment.model",
+            "gen_ai.request.model",
+            "error.type",
+            "http.response.status_code",
+        ),
+    ),
+    Span(
+        "pointsman.reload",
+        "internal",
+        "none: a trace of its own",
+        "The supervisor took up a changed bundle, or refused it: fetch, verification, self-test.",
+        (*_STRATEGY, "pointsman.reload.generation", "pointsman.reload.previous_version", "error.type"),
+    ),
+    Span(
+        "pointsman.train",
+        "internal",
+        "what the variable `TRACEPARENT` names, or none",
+        "One run of `pointsman mlops train`.",
+        (*_STRATEGY, "pointsman.train.kind", "pointsman.train.rows", "error.type"),
+    ),
+)
+
+METRICS: Mapping[str, Metric] = _by_name(
+    Metric(
+        "pointsman_routing_decisions_total",
+        "counter",
+        "{decision}",
+        "Routing decisions by strategy (`litellm`: its own choice held, with or without one configured) and by why the one "
+        "configured did not decide (`fallback`, as in `x-pointsman-fallback`; empty: it did).",
+        ("strategy", "fallback"),
+    ),
+    Metric(
+        "pointsman_routing_decision_seconds",
+        "histogram",
+        "s",
+        "Time that a decision took, by strategy.",
+        ("strategy",),
+    ),
+)
+
+LOG_FIELDS: Mapping[str, Field] = _by_name(
+    Field("timestamp", "string", "When, RFC 3339 in UTC."),
+    Field("level", "string", "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`."),
+    Field("logger", "string", "Who says it, e.g. `pointsman.reloader`."),
+    Field("message", "string", "What it says."),
+    Field("trace_id", "string", "Trace that it belongs to, 32 hexadecimal digits."),
+    Field("span_id", "string", "Span that was open, 16 hexadecimal digits."),
+    Field("request_id", "string", "The request's id, as in `x-request-id`."),
+    Field("decision_id", "string", "The request's routing decision, as in `x-pointsman-decision-id`."),
+)
