@@ -23,6 +23,7 @@ from pointsman.cascade_settings import SOURCELESS_KINDS, CascadeSettings
 from pointsman.errors import ConfigError
 from pointsman.overrides import ENVIRONMENT_PREFIX, apply_overrides, read_overrides
 from pointsman.policy_settings import EmbeddingRule, PolicySettings, TextSettings
+from pointsman.telemetry_settings import TelemetrySettings
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -93,10 +94,20 @@ def _valid_strategy_name(value: str) -> str:
     return value
 
 
+def _valid_pattern(value: str) -> str:
+    try:
+        if re.compile(value).fullmatch(""):
+            raise ValueError("it fits the empty text")
+    except (re.error, ValueError) as error:
+        raise ValueError(f"not a usable regular expression: {error}") from None
+    return value
+
+
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Source = Annotated[str, AfterValidator(_valid_source)]
 PublicKey = Annotated[str, AfterValidator(_valid_public_key)]
 Endpoint = Annotated[str, AfterValidator(_valid_endpoint)]
+Pattern = Annotated[str, AfterValidator(_valid_pattern)]
 StrategyName = Annotated[str, AfterValidator(_valid_strategy_name)]
 
 
@@ -239,7 +250,10 @@ class DecisionSettings(_Section):
 class PrivacySettings(_Section):
     """What may be remembered of a request."""
 
-    capture_prompts: bool = Field(False, description="Keep prompt text in decision records.")
+    capture_prompts: bool = Field(False, description="Keep prompt text in decision records and log lines.")
+    redact: tuple[Pattern, ...] = Field(
+        (), description="Regular expressions; what fits one is replaced in every record that leaves, as secrets always are."
+    )
 
 
 class ConfigReloadSettings(_Section):
@@ -267,6 +281,9 @@ class PointsmanSettings(_Section):
     privacy: PrivacySettings = Field(default_factory=PrivacySettings, description="What may be remembered of a request.")
     config_reload: ConfigReloadSettings = Field(
         default_factory=ConfigReloadSettings, description="Taking up a changed YAML file while running."
+    )
+    telemetry: TelemetrySettings = Field(
+        default_factory=TelemetrySettings, description="What the gateway tells of itself, and where to."
     )
 
     @model_validator(mode="before")

@@ -42,6 +42,12 @@ class Ticket:
         budget: whose budget is spent (`key`, `team`, ...), where that is why it was refused.
         fell_back: why LiteLLM went on with another group: class name of the last attempt's error, `unavailable` without one.
         prices: deployment id -> prices (`custom_router.request.Prices`) of the last decision's candidates, where known.
+        request_id: the request's own id, the client's or made here (`http.request_ids`).
+        trace: trace id and span id that the client's `traceparent` names, in hexadecimal digits, or None.
+        key_alias: alias of the key, once LiteLLM has told.
+        team: the key's team (its alias, else its id), once LiteLLM has told.
+        told: ids of the exceptions that a log line was written for; there is one line an error.
+        refusal: class or kind of the caller's mistake, for the one line that tells of it.
     """
 
     decision: Decision | None = None
@@ -64,6 +70,12 @@ class Ticket:
     budget: str | None = None
     fell_back: str | None = None
     prices: Mapping[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
+    trace: tuple[str, str] | None = None
+    key_alias: str | None = None
+    team: str | None = None
+    told: set[int] = field(default_factory=set)
+    refusal: str | None = None
 
 
 CURRENT: ContextVar[Ticket | None] = ContextVar("pointsman_ticket", default=None)
