@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
+from pointsman.callbacks.red import Measured
 from pointsman.http.drain import InFlight
 from pointsman.http.tickets import Tickets
 
@@ -43,7 +44,7 @@ def build_app(runtime: Runtime) -> InFlight:
     install_error_handler(app)
     for make_router in ROUTERS:
         app.include_router(make_router(runtime))
-    wrapped: ASGIApp = app
+    wrapped: ASGIApp = Measured(app, runtime.metrics)
     for wrap in MIDDLEWARE:
         wrapped = wrap(wrapped)
     return InFlight(wrapped)

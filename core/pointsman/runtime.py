@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pointsman.callbacks.metrics import RoutingMetrics
+from pointsman.callbacks.metrics import Metrics
 from pointsman.custom_router.embed import embed
 from pointsman.decisions.store import DecisionStore
 from pointsman.decisions.types import Attempt, Decision, Outcome
@@ -60,9 +60,10 @@ class Runtime:
         self.aliases = aliases
         self.strategies = StrategyRegistry(Path(settings.encoders_dir) if settings.encoders_dir else None, embed)
         self.decisions = DecisionStore(database_url, settings.decisions)
+        self.metrics = Metrics(settings.strategies)
         self.sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = (
             self.decisions.put,
-            RoutingMetrics(settings.strategies).record,
+            self.metrics.record,
         )
         """Where leaf records go; each call neither blocks nor raises."""
         self.on_drain: Callable[[], None] = lambda: None
@@ -147,14 +148,24 @@ class Runtime:
                     call.set_result(message.get("result"))
         elif kind == "models":
             self._apply_models(message)
+        elif kind == "metrics":
+            self.metrics.told(message)
+            self.metrics.sample(self.decisions.pending, self.decisions.written, self.decisions.dropped, self._serving())
         elif kind == "drain":
             self.on_drain()
+
+    def _serving(self) -> dict[str, tuple[int, str, str]]:
+        """Strategy -> generation, kind and version in service here."""
+        found = ((name, self.strategies.get(name)) for name in self.settings.strategies)
+        generations = self.strategies.generations
+        return {name: (generations.get(name, 0), one.kind, one.version) for name, one in found if one is not None}
 
     def _apply_models(self, message: Mapping[str, Any]) -> None:
         ack: dict[str, Any] = {"type": "ack", "strategy": MODELS, "generation": message["generation"]}
         try:
             assert self.models is not None  # noqa: S101 - narrows the type; set before the worker listens
             self.models.apply(message["models"])
+            self.metrics.know(message["models"])
         except PointsmanError as error:
             logger.error("cannot take up the changed model list: %s", error)
             ack |= {"error": str(error)}

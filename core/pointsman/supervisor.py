@@ -31,6 +31,7 @@ from pointsman.migrations.indexes import build_indexes_task
 from pointsman.migrations.runner import migrate, require_current
 from pointsman.process.config_sync import ConfigSync
 from pointsman.process.environment import candidate_aliases, most_connections, pooled_url, worker_environment
+from pointsman.process.feed import MetricsFeed
 from pointsman.process.listen import bind
 from pointsman.process.pool import WorkerPool
 from pointsman.process.progress import Progress
@@ -222,6 +223,7 @@ class Supervisor:
         if direct is not None and options.migrate:
             self._spawn(build_indexes_task(direct))
         self._spawn(self._config_sync.run())
+        self._spawn(MetricsFeed(strategies.status, self._config_sync.status, lambda: pool.workers).run())
         return pool
 
     def _models(self) -> Sequence[Mapping[str, Any]]:

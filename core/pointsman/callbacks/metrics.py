@@ -1,69 +1,212 @@
-"""Prometheus metrics of what was decided, in the scrape that LiteLLM serves at `/metrics` (its callback `prometheus`).
+"""Prometheus metrics, in the scrape that LiteLLM serves at `/metrics` (its callback `prometheus`).
 
-One object a worker. With several workers `prometheus_client` keeps the values in files under `PROMETHEUS_MULTIPROC_DIR`, and
-whichever worker is scraped adds them up; a worker's numbers outlive it until the gateway ends.
+One `Metrics` a worker; names and meanings stand in `pointsman.callbacks.names`. With several workers `prometheus_client` keeps
+the values in files under `PROMETHEUS_MULTIPROC_DIR`, and whichever worker is scraped adds them up. Counters of a worker that
+died stay, so that sums never fall; its gauges go when the next worker starts (LiteLLM's `mark_dead_workers`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from pointsman.callbacks import names
+from pointsman.callbacks.labels import OTHER, Words, endpoint_of
+from pointsman.callbacks.names import METRICS
+from pointsman.decisions.ticket import Ticket, current_ticket
 from pointsman.decisions.types import Attempt, Decision, Outcome
 
-__all__ = ["METRICS", "RoutingMetrics"]
+__all__ = ["METRICS", "Metrics", "Request"]
 
 logger = logging.getLogger("pointsman.metrics")
 
-METRICS: dict[str, str] = {
-    name: names.METRICS[name].meaning for name in ("pointsman_routing_decisions_total", "pointsman_routing_decision_seconds")
-}
-"""Name -> meaning."""
 LITELLM = "litellm"
-OTHER = "other"
 MAX_WORDS = 64
-"""Different words for a fallback; a strategy may bring its own, and each one is a time series for ever."""
-BUCKETS = (50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.5, 1.0, 5.0)
+"""Different words in a label beyond those that the configuration knows."""
+ENTITIES = ("key", "team", "user", "organization", "org", "end_user", "tag", "team_member", "provider", "model", "global")
+RELOADS = ("polls", "swaps", "rejected", "failures", "rollbacks")
+
+DECISION_BUCKETS = (50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.5, 1.0, 5.0)
+SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+"""A latency objective has to be one of them."""
+_BUCKETS = {"pointsman_routing_decision_seconds": DECISION_BUCKETS}
+_MODES: dict[str, Literal["livemin", "livemostrecent", "livesum"]] = {
+    "pointsman_strategy_generation": "livemin",  # the worker that lags behind
+    "pointsman_strategy_info": "livesum",
+    "pointsman_decision_queue_records": "livesum",
+}
+"""How a gauge of several workers becomes one; what the supervisor says is the same in all: `livemostrecent`."""
+_CODE = re.compile("[1-5][0-9][0-9]")
 
 
-class RoutingMetrics:
-    """Counts decisions.
+@dataclass(slots=True)
+class Request:
+    """What the middleware saw of a request. Times in seconds from its start.
+
+    Attributes:
+        path: of the URL.
+        status: of the answer; 499 where the client left before it began.
+        streamed: it is a stream of events.
+        first: time of the stream's first bytes.
+        complete: the answer's end was sent.
+        seconds: time of the end.
+    """
+
+    path: str
+    status: int = 0
+    streamed: bool = False
+    first: float | None = None
+    complete: bool = False
+    seconds: float = 0.0
+
+
+class Metrics:
+    """Counts. No method raises or blocks: what cannot be written (a full disk) is told once, and requests go on uncounted.
 
     Args:
-        strategies: names that the configuration knows; another one is counted as `other`.
+        strategies: names that the configuration knows.
+        groups, models: model groups and `litellm_params.model`s that it knows.
         registry: where the metrics stand; each name only once.
     """
 
-    def __init__(self, strategies: Iterable[str], registry: CollectorRegistry = REGISTRY) -> None:
-        self._strategies = {*strategies, LITELLM, "rule"}
-        self._words: set[str] = {""}
+    def __init__(
+        self,
+        strategies: Iterable[str],
+        groups: Iterable[str] = (),
+        models: Iterable[str] = (),
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
+        self._strategies = Words({*strategies, LITELLM, "rule"}, 0)
+        self._groups, self._models = Words({"", *groups}, MAX_WORDS), Words({"", *models}, MAX_WORDS)
+        self._fallbacks, self._errors = Words({""}, MAX_WORDS), Words({""}, MAX_WORDS)
+        self._entities, self._statuses = Words(ENTITIES, 0), Words((), MAX_WORDS)
+        self._versions = Words({""}, MAX_WORDS)
+        self._serving: dict[str, tuple[str, str, str]] = {}
+        self._store = {"written": 0, "dropped": 0}
         self._broken = False
-        decisions, seconds = METRICS
-        self._decisions = Counter(decisions, METRICS[decisions], ("strategy", "fallback"), registry=registry)
-        self._seconds = Histogram(seconds, METRICS[seconds], ("strategy",), registry=registry, buckets=BUCKETS)
+        self._counters = {name: Counter(name, row.meaning, row.labels, registry=registry) for name, row in _rows("counter")}
+        self._histograms = {
+            name: Histogram(name, row.meaning, row.labels, registry=registry, buckets=_BUCKETS.get(name, SECONDS_BUCKETS))
+            for name, row in _rows("histogram")
+        }
+        self._gauges = {
+            name: Gauge(name, row.meaning, row.labels, registry=registry, multiprocess_mode=_MODES.get(name, "livemostrecent"))
+            for name, row in _rows("gauge")
+        }
 
     def record(self, record: Decision | Attempt | Outcome) -> None:
-        """Count one record; of what cannot be written to disk only the first time is told."""
-        if not isinstance(record, Decision):
-            return
-        strategy = record.strategy or LITELLM
-        if strategy not in self._strategies:
-            strategy = OTHER
+        """Count one leaf record."""
+        if isinstance(record, Decision):
+            self._safely(self._decision, record)
+        elif isinstance(record, Attempt):
+            self._safely(self._attempt, record)
+        else:
+            self._safely(self._outcome, record)
+
+    def request(self, request: Request, ticket: Ticket | None) -> None:
+        """Count one request, at its end."""
+        self._safely(self._request, request, ticket)
+
+    def sample(self, pending: int, written: int, dropped: int, serving: Mapping[str, tuple[int, str, str]]) -> None:
+        """Take the state of this worker.
+
+        Args:
+            pending, written, dropped: of the store of decisions.
+            serving: strategy -> (generation, kind, version).
+        """
+        self._safely(self._sample, pending, {"written": written, "dropped": dropped}, serving)
+
+    def told(self, message: Mapping[str, Any]) -> None:
+        """Take the state of the instance, as the supervisor tells it (`pointsman.process.feed`)."""
+        self._safely(self._told, message)
+
+    def know(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Tell the groups and models of these entries of `model_list` by name from now on."""
+        entries = list(entries)
+        self._groups.know(str(entry.get("model_name")) for entry in entries)
+        self._models.know(str((entry.get("litellm_params") or {}).get("model")) for entry in entries)
+
+    def _safely(self, count: Callable[..., None], *arguments: Any) -> None:
         try:
-            self._decisions.labels(strategy, self._bounded(record.fallback or "")).inc()
-            self._seconds.labels(strategy).observe(record.microseconds / 1e6)
-        except OSError as error:  # a full disk: requests go on uncounted
+            count(*arguments)
+        except (OSError, ValueError) as error:  # a full disk; a file under `PROMETHEUS_MULTIPROC_DIR` that was taken away
             if not self._broken:
                 logger.error("metrics cannot be written: %s", error)
             self._broken = True
 
-    def _bounded(self, word: str) -> str:
-        if word in self._words:
-            return word
-        if len(self._words) > MAX_WORDS:
-            return OTHER
-        self._words.add(word)
-        return word
+    def _count(self, name: str, *labels: str, by: float = 1) -> None:
+        self._counters[name].labels(*labels).inc(by)
+
+    def _decision(self, record: Decision) -> None:
+        strategy = self._strategies(record.strategy or LITELLM)
+        self._count("pointsman_routing_decisions_total", strategy, self._fallbacks(record.fallback or ""))
+        self._histograms["pointsman_routing_decision_seconds"].labels(strategy).observe(record.microseconds / 1e6)
+
+    def _attempt(self, record: Attempt) -> None:
+        model = self._models(record.model or "")
+        self._count("pointsman_attempts_total", model, self._errors(record.error or "") if record.outcome != "ok" else "")
+        if record.number > 1:
+            self._count("pointsman_retries_total", model)
+        if record.outcome == "ok" and record.latency_ms is not None:
+            self._histograms["pointsman_attempt_seconds"].labels(model).observe(record.latency_ms / 1000)
+
+    def _outcome(self, record: Outcome) -> None:
+        ticket = current_ticket()
+        decision = ticket.decision if ticket is not None else None
+        group = self._groups(ticket.group or "") if ticket is not None else ""
+        strategy = self._strategies(decision.strategy or LITELLM) if decision is not None else LITELLM
+        cost = max(0.0, record.cost)
+        strong = cost if record.strong_cost is None else max(0.0, record.strong_cost)
+        self._count("pointsman_cost_usd_total", group, strategy, by=cost)
+        self._count("pointsman_always_strong_cost_usd_total", group, strategy, by=strong)
+
+    def _request(self, request: Request, ticket: Ticket | None) -> None:
+        endpoint = endpoint_of(request.path)
+        if endpoint == "probe":
+            return
+        group = self._groups((ticket.group if ticket is not None else None) or "")
+        code = str(request.status)
+        self._count("pointsman_requests_total", endpoint, group, self._statuses(code) if _CODE.fullmatch(code) else OTHER)
+        self._histograms["pointsman_request_seconds"].labels(endpoint, group).observe(request.seconds)
+        if request.first is not None and request.status < 400:
+            self._histograms["pointsman_time_to_first_token_seconds"].labels(endpoint, group).observe(request.first)
+        error = ticket.error if ticket is not None else None
+        if request.status >= 400 or error is not None or not request.complete:
+            word = error or (f"http_{code}" if request.status >= 400 else "incomplete")
+            self._count("pointsman_request_errors_total", endpoint, group, self._errors(word))
+        if ticket is not None and ticket.fell_back is not None:
+            self._count("pointsman_fallbacks_total", group, self._errors(ticket.fell_back))
+        if ticket is not None and ticket.budget is not None:
+            self._count("pointsman_budget_rejections_total", self._entities(ticket.budget))
+
+    def _sample(self, pending: int, store: Mapping[str, int], serving: Mapping[str, tuple[int, str, str]]) -> None:
+        self._gauges["pointsman_decision_queue_records"].set(pending)
+        for result, now in store.items():
+            self._count("pointsman_decision_records_total", result, by=max(0, now - self._store[result]))
+            self._store[result] = now
+        for name, (generation, kind, version) in serving.items():
+            strategy = self._strategies(name)
+            self._gauges["pointsman_strategy_generation"].labels(strategy).set(generation)
+            labels = (strategy, kind, self._versions(version))
+            if (before := self._serving.get(name)) not in (labels, None):
+                self._gauges["pointsman_strategy_info"].labels(*before).set(0)
+            self._gauges["pointsman_strategy_info"].labels(*labels).set(1)
+            self._serving[name] = labels
+
+    def _told(self, message: Mapping[str, Any]) -> None:
+        for row in message["strategies"]:
+            strategy = self._strategies(row["name"])
+            for name in ("failing", "degraded", "desired_generation"):
+                self._gauges[f"pointsman_strategy_{name}"].labels(strategy).set(row[name])
+            for result in RELOADS:
+                if result in row["events"]:
+                    self._count("pointsman_reload_events_total", strategy, result, by=row["events"][result])
+        self._gauges["pointsman_config_failing"].set(message["config_failing"])
+
+
+def _rows(instrument: str) -> list[tuple[str, Any]]:
+    return [(name, row) for name, row in METRICS.items() if row.instrument == instrument]

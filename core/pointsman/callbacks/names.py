@@ -236,6 +236,151 @@ METRICS: Mapping[str, Metric] = _by_name(
         "Time that a decision took, by strategy.",
         ("strategy",),
     ),
+    Metric(
+        "pointsman_requests_total",
+        "counter",
+        "{request}",
+        "Requests by endpoint (`chat/completions`, ..., `other`: all that asks no model; probes and scrapes are not counted), "
+        "model group first asked for (empty: refused before routing, or no model wanted) and HTTP status (499: the client "
+        "left first).",
+        ("endpoint", "group", "status"),
+    ),
+    Metric(
+        "pointsman_request_errors_total",
+        "counter",
+        "{request}",
+        "Requests that went wrong, by class: the error's class as LiteLLM names it, `http_404` and the like where it names "
+        "none, `incomplete` for an answer that broke off. A stream may fail after its status 200.",
+        ("endpoint", "group", "error"),
+    ),
+    Metric(
+        "pointsman_request_seconds",
+        "histogram",
+        "s",
+        "From the request's arrival to the last byte of the answer, failed requests too.",
+        ("endpoint", "group"),
+    ),
+    Metric(
+        "pointsman_time_to_first_token_seconds",
+        "histogram",
+        "s",
+        "Of streamed answers: from the request's arrival to the first bytes of the stream.",
+        ("endpoint", "group"),
+    ),
+    Metric(
+        "pointsman_attempts_total",
+        "counter",
+        "{attempt}",
+        "Tries at deployments by `litellm_params.model` and class of the error (empty: it answered).",
+        ("model", "error"),
+    ),
+    Metric(
+        "pointsman_attempt_seconds",
+        "histogram",
+        "s",
+        "Time of a try that answered, of a streamed one to its last chunk.",
+        ("model",),
+    ),
+    Metric(
+        "pointsman_retries_total",
+        "counter",
+        "{attempt}",
+        "Tries after one of the same request that failed, by the model tried now; those in a fallback group too.",
+        ("model",),
+    ),
+    Metric(
+        "pointsman_fallbacks_total",
+        "counter",
+        "{request}",
+        "Requests that LiteLLM took to another model group (`fallbacks`), by the group first asked for and why: the class of "
+        "the last attempt's error, `unavailable` where there was none.",
+        ("group", "reason"),
+    ),
+    Metric(
+        "pointsman_budget_rejections_total",
+        "counter",
+        "{request}",
+        "Requests refused because a budget is spent, by whose (`key`, `team`, `user`, ..., `other`).",
+        ("entity",),
+    ),
+    Metric(
+        "pointsman_cost_usd_total",
+        "counter",
+        "USD",
+        "What answers cost, by group first asked for and strategy that decided; calls inside of a cascade included.",
+        ("group", "strategy"),
+    ),
+    Metric(
+        "pointsman_always_strong_cost_usd_total",
+        "counter",
+        "USD",
+        "An estimate: what the same answers would have cost from the dearest candidate of their decision. The cost paid, times "
+        "the ratio of list prices; the cost itself where that is not known (no prices, an answer from the cache). Less "
+        "`pointsman_cost_usd_total` it is the cost saved.",
+        ("group", "strategy"),
+    ),
+    Metric(
+        "pointsman_strategy_info",
+        "gauge",
+        "{worker}",
+        "Workers that serve this version of a strategy. After 64 versions in a worker's life the next ones are `other`.",
+        ("strategy", "kind", "version"),
+    ),
+    Metric(
+        "pointsman_strategy_generation",
+        "gauge",
+        "1",
+        "Generation of the strategy in service, of the worker that is furthest behind.",
+        ("strategy",),
+    ),
+    Metric(
+        "pointsman_strategy_desired_generation",
+        "gauge",
+        "1",
+        "Generation that the workers should serve.",
+        ("strategy",),
+    ),
+    Metric(
+        "pointsman_strategy_degraded",
+        "gauge",
+        "1",
+        "1: no bundle is in service, and LiteLLM's own choice holds.",
+        ("strategy",),
+    ),
+    Metric(
+        "pointsman_strategy_failing",
+        "gauge",
+        "1",
+        "1: something is wrong with the strategy's source, its newest bundle or its process; `/hot-reload/status` says what.",
+        ("strategy",),
+    ),
+    Metric(
+        "pointsman_reload_events_total",
+        "counter",
+        "{event}",
+        "What came of looking at the source: `polls`, `swaps`, `rejected` (bundles), `failures` (source or database away), "
+        "`rollbacks`.",
+        ("strategy", "result"),
+    ),
+    Metric(
+        "pointsman_config_failing",
+        "gauge",
+        "1",
+        "1: the changed YAML file cannot be taken up, and the one before stays in service.",
+    ),
+    Metric(
+        "pointsman_decision_queue_records",
+        "gauge",
+        "{record}",
+        "Decision records that wait in memory for the database.",
+    ),
+    Metric(
+        "pointsman_decision_records_total",
+        "counter",
+        "{record}",
+        "Decision records `written` to the database, or `dropped`.",
+        ("result",),
+    ),
 )
 
 LOG_FIELDS: Mapping[str, Field] = _by_name(

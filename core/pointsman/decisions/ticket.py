@@ -38,7 +38,8 @@ class Ticket:
         cascade: state of the cascade that was made of it (`custom_router.cascades.service.State`).
         gone: returns when the client has left; to be called only after the request's body was read.
         group: model group that was asked for first; a fallback asks for others.
-        error: class name of the error that ended the request, or of the last attempt that failed, or None.
+        attempt_error: class name of the last attempt's error, or None.
+        error: class name of the error that ended the request, or None.
         budget: whose budget is spent (`key`, `team`, ...), where that is why it was refused.
         fell_back: why LiteLLM went on with another group: class name of the last attempt's error, `unavailable` without one.
         prices: deployment id -> prices (`custom_router.request.Prices`) of the last decision's candidates, where known.
@@ -46,7 +47,7 @@ class Ticket:
         trace: trace id and span id that the client's `traceparent` names, in hexadecimal digits, or None.
         key_alias: alias of the key, once LiteLLM has told.
         team: the key's team (its alias, else its id), once LiteLLM has told.
-        told: ids of the exceptions that a log line was written for; there is one line an error.
+        told: count of log lines that were written of its errors; there is one an error.
         refusal: class or kind of the caller's mistake, for the one line that tells of it.
     """
 
@@ -66,6 +67,7 @@ class Ticket:
     cascade: object | None = None
     gone: Callable[[], Awaitable[None]] | None = None
     group: str | None = None
+    attempt_error: str | None = None
     error: str | None = None
     budget: str | None = None
     fell_back: str | None = None
@@ -74,7 +76,7 @@ class Ticket:
     trace: tuple[str, str] | None = None
     key_alias: str | None = None
     team: str | None = None
-    told: set[int] = field(default_factory=set)
+    told: int = 0
     refusal: str | None = None
 
 

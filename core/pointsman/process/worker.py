@@ -62,6 +62,7 @@ async def _serve(worker: int, control: str, listen_fd: int) -> int:
     settings = PointsmanSettings.model_validate_json(welcome["settings"])
     runtime = Runtime(worker, channel, settings, welcome["database_url"], welcome["aliases"])
     runtime.models = ModelSync(welcome["models"])
+    runtime.metrics.know(welcome["models"])
     await runtime.decisions.start()
     await asyncio.gather(runtime.install(welcome["remote"]), *(runtime.apply(snapshot) for snapshot in welcome["snapshots"]))
     router_hook.bind(runtime)

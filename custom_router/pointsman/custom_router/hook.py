@@ -256,7 +256,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         verdict = await self._cascades.route(request, left, kwargs, metadata, ticket) if self._cascades is not None else None
         decision = verdict.decision if verdict is not None else await decider.decide(request, ticket)
         if retries[1] > ticket.retries[1]:
-            ticket.fell_back = ticket.error or "unavailable"
+            ticket.fell_back = ticket.attempt_error or "unavailable"
         ticket.decision, ticket.retries = decision, retries
         ticket.picked = decision.order[0] if decision.order else None
         metadata[DECISION_KEY] = decision.decision_id
@@ -305,7 +305,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         if ticket is None or ticket.decision is None or not deployment_id:
             return
         ticket.failed.add(deployment_id)
-        ticket.error = type(exception).__name__
+        ticket.attempt_error = type(exception).__name__
         ticket.attempt += 1
         self._record(
             Attempt(
