@@ -40,7 +40,9 @@ class OtlpSettings(_Part):
     protocol: Literal["http", "grpc"] = Field("http", description="OTLP over HTTP (protobuf) or over gRPC.")
     headers: dict[str, str] = Field(default_factory=dict, description="Sent with each export, e.g. the collector's key.")
     timeout: float = Field(5.0, gt=0, le=60, description="Seconds that one export may take.")
-    queue_size: int = Field(10_000, gt=0, le=1_000_000, description="Records that may wait; the oldest are dropped, and counted.")
+    queue_size: int = Field(
+        10_000, gt=0, le=1_000_000, description="Records that may wait; the oldest are dropped, and counted."
+    )
     batch_size: int = Field(512, gt=0, le=10_000, description="Records of one export.")
     interval: float = Field(1.0, gt=0, le=60, description="Seconds between two exports.")
 

@@ -1,4 +1,4 @@
-"""The outermost middleware: issues the request's `Ticket` and tells the decision in the answer's headers.
+"""The middleware below `request_ids`: issues the request's `Ticket` and tells the decision in the answer's headers.
 
 Headers: `x-pointsman-decision-id`, `-strategy`, `-version`, `-model`, `-policy`, `-fallback`. A request that was
 refused before routing (401, unknown model) has no decision and so none of them.
@@ -6,13 +6,19 @@ refused before routing (401, unknown model) has no decision and so none of them.
 
 from __future__ import annotations
 
+import logging
+import re
+import time
 from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pointsman.decisions.ticket import CURRENT, Ticket
+from pointsman.http.request_ids import request_id_of
 
 __all__ = ["HEADERS", "REQUEST_HEADERS", "Tickets"]
+
+logger = logging.getLogger("pointsman.http")
 
 HEADERS: dict[str, str] = {
     "x-pointsman-decision-id": "Id of the routing decision; the key to decision records and feedback.",
@@ -66,6 +72,38 @@ def _asked(scope: Scope) -> dict[str, str]:
     return {name: value for name, value in found if name in REQUEST_HEADERS}
 
 
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+MAX_PATH = 200
+
+
+def _trace(scope: Scope) -> tuple[str, str] | None:
+    """Trace and parent span of the request's `traceparent` (W3C Trace Context)."""
+    value = next((value for name, value in scope["headers"] if name.lower() == b"traceparent"), b"")
+    found = _TRACEPARENT.fullmatch(value)
+    return (found[1].decode("ascii"), found[2].decode("ascii")) if found is not None else None
+
+
+def _tell(scope: Scope, ticket: Ticket, status: int) -> None:
+    """One line for an answer that is an error: WARNING for a caller's mistake, ERROR where nothing else was told of it."""
+    level = logging.WARNING if status < 500 else logging.ERROR
+    if status >= 500 and ticket.told:
+        return
+    if not logger.isEnabledFor(level):
+        return
+    method, path = str(scope.get("method", scope["type"])), str(scope["path"])[:MAX_PATH]
+    fields = {
+        "method": method,
+        "path": path,  # not the query: keys and texts stand there
+        "status": status,
+        "error_type": ticket.refusal,
+        "duration_ms": round((time.monotonic() - ticket.started) * 1000, 3),
+    }
+    known = {name: value for name, value in fields.items() if value is not None}
+    logger.log(
+        level, "%s %s: %d%s", method, path, status, f" {ticket.refusal}" if ticket.refusal else "", extra={"fields": known}
+    )
+
+
 async def _gone(receive: Receive) -> None:
     """Return when the client has left. Before the body was read it would take that away."""
     while (await receive())["type"] != "http.disconnect":
@@ -82,7 +120,7 @@ class Tickets:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        ticket = Ticket(asked=_asked(scope), gone=partial(_gone, receive))
+        ticket = Ticket(asked=_asked(scope), gone=partial(_gone, receive), request_id=request_id_of(scope), trace=_trace(scope))
         token = CURRENT.set(ticket)
 
         async def send_with_headers(message: Message) -> None:
@@ -90,6 +128,8 @@ class Tickets:
                 headers = list(message.get("headers", ()))
                 served_by = next((v.decode("latin-1") for k, v in headers if k == b"x-litellm-model-id"), None)
                 message = {**message, "headers": headers + _headers(ticket, served_by)}
+                if message["status"] >= 400:
+                    _tell(scope, ticket, message["status"])
             await send(message)
 
         try:

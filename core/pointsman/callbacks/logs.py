@@ -1,0 +1,315 @@
+"""Log lines of a process: our records, LiteLLM's, the server's and what anybody prints, one line a record.
+
+One `Logs` a process, worker or supervisor. It stands at the root of `logging` and takes away the handlers that write to the
+terminal on their own (LiteLLM's, uvicorn's). Rules:
+
+- A caller's mistake (401, 404, 400, ...) is one WARNING of ours without a stack trace, made when the answer starts
+  (`http.tickets`); what LiteLLM says of it only tells that line the kind of mistake.
+- Any other error is one line with its stack trace, however often LiteLLM reports it on its way up.
+- A routing decision is one INFO line, made from its `Decision`; a failed attempt one WARNING from its `Attempt`.
+
+Nothing here writes on the caller's thread; see `log_output` and `log_export`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterable
+from contextvars import ContextVar
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from pointsman.callbacks.log_export import Export
+from pointsman.callbacks.log_output import Output
+from pointsman.callbacks.log_records import OURS, Entry, callers_mistake, chain, entry_of, fields_of, json_line, text_line
+from pointsman.callbacks.privacy import Redactor
+from pointsman.decisions.ticket import current_ticket
+from pointsman.decisions.types import Attempt, Decision, Outcome
+from pointsman.settings import PointsmanSettings
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["LEVELS", "Logs", "decision_fields", "log_record"]
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_LIBRARIES = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router")
+_MARK = "_pointsman_told"
+
+decisions = logging.getLogger("pointsman.decisions")
+printed = logging.getLogger("printed")
+_EMITTING: ContextVar[bool] = ContextVar("pointsman_log_emitting", default=False)
+
+
+class _Handler(logging.Handler):
+    """Turns records into entries, in the context that made them."""
+
+    def __init__(self, logs: Logs) -> None:
+        super().__init__()
+        self._logs = logs
+
+    def createLock(self) -> None:  # noqa: N802 - the base class's name
+        """None: `emit` shares nothing that wants one, and requests shall not wait for each other."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if _EMITTING.get() or threading.current_thread() in self._logs.own_threads():
+            return
+        token = _EMITTING.set(True)
+        try:
+            self._logs.take_up(record)
+        except Exception:  # noqa: BLE001 - a record that cannot be told must not fail what tells it
+            self._logs.output.dropped += 1
+        finally:
+            _EMITTING.reset(token)
+
+
+class Logs:
+    """What a process logs, and where it goes; starts its threads at once, so make it after a fork.
+
+    Args:
+        settings: `telemetry.logs` and `privacy` are read.
+        process: `supervisor`, `worker-0`, ...; a field of each line.
+        text: for people; else JSON.
+        secrets: values that may stand in no line (`privacy.known_secrets`).
+        levels: our level and the libraries', by name.
+        descriptor: where lines go.
+        lock: see `log_output.Output`.
+    """
+
+    def __init__(
+        self,
+        settings: PointsmanSettings,
+        process: str,
+        *,
+        text: bool = False,
+        secrets: Iterable[str] = (),
+        levels: tuple[str, str] | None = None,
+        descriptor: int = 1,
+        lock: Path | None = None,
+    ) -> None:
+        told = settings.telemetry.logs
+        self.process = process
+        self.levels = levels or (told.level, told.library_level)
+        self._tell_all = settings.privacy.capture_prompts or told.provider_messages
+        self._redactor = Redactor(secrets, settings.privacy.redact)
+        self._export: Export | None = None
+        self.output = Output(
+            descriptor, self._fields, text_line if text else json_line, told.queue_size, also=self._also, lock=lock
+        )
+        self.handler = _Handler(self)
+        if told.otlp is not None:
+            resource = {
+                "service.name": "pointsman",
+                "service.version": version("pointsman"),
+                "service.instance.id": f"{socket.gethostname()}-{os.getpid()}-{process}",
+                "process.pid": os.getpid(),
+            }
+            self._export = Export(told.otlp, resource, self._say)
+
+    def _fields(self, entry: Entry) -> dict[str, Any]:
+        told = fields_of(entry, self._redactor)
+        told["process"] = self.process
+        return told
+
+    def _also(self, entry: Entry, told: dict[str, Any]) -> None:
+        if self._export is not None and not entry.logger.startswith("pointsman.logs"):
+            self._export.put(told)
+
+    def _say(self, level: int, message: str) -> None:
+        """One line of the exporter's own; it goes to standard output alone."""
+        record = logging.LogRecord("pointsman.logs", level, __file__, 0, message, (), None)
+        self.output.put(entry_of(record, None, tell_all=True))
+
+    def own_threads(self) -> tuple[threading.Thread, ...]:
+        """What these say themselves is not logged: it would come back to them."""
+        return (self.output.thread,) if self._export is None else (self.output.thread, self._export.thread)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Records that were lost, by where they were to go."""
+        return {"stdout": self.output.dropped} | ({"otlp": self._export.dropped} if self._export is not None else {})
+
+    def install(self) -> None:
+        """Become the one handler of the process. Again after LiteLLM has read its configuration, which may add its own."""
+        root = logging.getLogger()
+        for logger in (
+            root,
+            *(item for item in logging.Logger.manager.loggerDict.values() if isinstance(item, logging.Logger)),
+        ):
+            for handler in list(logger.handlers):
+                if type(handler) is not logging.FileHandler and isinstance(handler, logging.StreamHandler | _Handler):
+                    logger.removeHandler(handler)
+                    logger.propagate = True
+        root.addHandler(self.handler)
+        logging.captureWarnings(True)
+        sys.excepthook = _uncaught
+        threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+        self.set_levels(*self.levels)
+
+    def redirect(self) -> None:
+        """Make records of what is printed; a line that is no record would break who reads JSON."""
+        sys.stdout = _Lines(logging.INFO, sys.stdout)
+        sys.stderr = _Lines(logging.WARNING, sys.stderr)
+
+    def set_levels(self, ours: str, libraries: str) -> None:
+        """Change the least levels, at once.
+
+        Raises:
+            KeyError: no such level.
+        """
+        own, other = LEVELS[ours], LEVELS[libraries]
+        self.levels = (ours, libraries)
+        logging.getLogger(OURS).setLevel(own)
+        printed.setLevel(logging.INFO)
+        # Others at DEBUG (HTTP clients, AWS) would bury what was asked for.
+        logging.getLogger().setLevel(max(other, logging.INFO))
+        for name in _LIBRARIES:
+            logging.getLogger(name).setLevel(other)
+
+    def take_up(self, record: logging.LogRecord) -> None:
+        """One record of any logger; runs where it was made."""
+        error = record.exc_info[1] if record.exc_info else None
+        ours = record.name.startswith(OURS)
+        if error is None and not ours and record.levelno >= logging.ERROR:
+            error = sys.exc_info()[1]  # LiteLLM often puts the traceback's text into the message
+        ticket = current_ticket()
+        if error is not None and ticket is not None:
+            if not ours and callers_mistake(error):
+                ticket.refusal = ticket.refusal or _kind(error)
+                if record.levelno >= logging.WARNING:
+                    return
+                error = None
+            elif self._was_told(error, str(ticket.request_id)):
+                if not ours:
+                    return
+                error = None
+            else:
+                ticket.told += 1
+        self.output.put(entry_of(record, error, tell_all=self._tell_all))
+
+    def _was_told(self, error: BaseException, request: str) -> bool:
+        """Whether a line of this request has told it, or what it was made of; it has from now on."""
+        errors = list(chain(error))
+        told = any(getattr(item, _MARK, None) == request for item in errors)
+        for item in errors:
+            try:
+                setattr(item, _MARK, request)
+            except AttributeError:  # a class with slots; at worst it is told twice
+                continue
+        return told
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Write and send what waits."""
+        self.output.close(timeout)
+        if self._export is not None:
+            self._export.close(timeout)
+
+
+def _kind(error: BaseException) -> str:
+    kind = getattr(error, "type", None)  # LiteLLM's own word: auth_error, budget_exceeded, ...
+    kind = getattr(kind, "value", kind)
+    return kind if isinstance(kind, str) and kind.replace("_", "").isalnum() and len(kind) <= 64 else type(error).__name__
+
+
+def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    if error is not None and not issubclass(kind, KeyboardInterrupt | SystemExit):
+        logging.getLogger("pointsman.process").critical("uncaught %s", kind.__name__, exc_info=(kind, error, trace))
+
+
+class _Lines(io.TextIOBase):
+    """Standard output or error of libraries: a record of the logger `printed` for each line."""
+
+    def __init__(self, level: int, stream: TextIO) -> None:
+        self._level, self._stream, self._rest = level, stream, threading.local()
+
+    def write(self, text: str) -> int:
+        rest = getattr(self._rest, "text", "") + text
+        *lines, self._rest.text = rest.split("\n")
+        for line in lines:
+            if line.strip():
+                printed.log(self._level, "%s", line.rstrip(), stacklevel=2)
+        if len(self._rest.text) > 65_536:
+            self._rest.text = ""
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits here but half a line."""
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def buffer(self) -> Any:
+        """The bytes' way around, for libraries that insist."""
+        return self._stream.buffer
+
+
+def decision_fields(decision: Decision) -> dict[str, Any]:
+    """What a decision's line tells besides the ids."""
+    fields = {
+        "decision_id": decision.decision_id,
+        "group": decision.group,
+        "strategy": decision.strategy or "litellm",
+        "strategy_version": decision.version,
+        "variant": decision.variant,
+        "model": decision.model,
+        "deployment": decision.order[0] if decision.order else None,
+        "policy": decision.policy if decision.strategy is not None else None,
+        "chosen_by": decision.chosen_by,
+        "fallback": decision.fallback,
+        "propensity": decision.propensity,
+        "scores": {name: round(score, 6) for name, score in decision.scores.items()},
+        "dropped": {item.deployment_id: item.reason for item in decision.dropped},
+        "microseconds": decision.microseconds,
+        "prompt": decision.prompt,
+    }
+    return {name: value for name, value in fields.items() if value is not None and value != {}}
+
+
+def log_record(record: Decision | Attempt | Outcome) -> None:
+    """The sink: one line a decision, one a failed attempt; outcomes at DEBUG."""
+    if isinstance(record, Decision):
+        if decisions.isEnabledFor(logging.INFO):
+            why = f" ({record.fallback})" if record.fallback else ""
+            by = record.strategy or "litellm"
+            decisions.info(
+                "%s -> %s by %s%s", record.group, record.model or "?", by, why, extra={"fields": decision_fields(record)}
+            )
+    elif isinstance(record, Attempt):
+        if record.outcome != "ok" and decisions.isEnabledFor(logging.WARNING):
+            fields = {
+                "decision_id": record.decision_id,
+                "attempt": record.number,
+                "deployment": record.deployment_id,
+                "model": record.model,
+                "error_type": record.error,
+                "status": record.status,
+            }
+            decisions.warning(
+                "attempt %d at %s failed: %s",
+                record.number,
+                record.deployment_id,
+                record.error,
+                extra={"fields": {name: value for name, value in fields.items() if value is not None}},
+            )
+    elif decisions.isEnabledFor(logging.DEBUG):
+        fields = {
+            "decision_id": record.decision_id,
+            "outcome": record.status,
+            "deployment": record.deployment_id,
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
+            "cost": record.cost,
+            "duration_ms": record.latency_ms,
+        }
+        decisions.debug("ended: %s", record.status, extra={"fields": {k: v for k, v in fields.items() if v is not None}})
