@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pointsman.cascade_settings import CASCADE_KINDS
+from pointsman.litellm_config.callbacks import check_callbacks, named_callbacks
 from pointsman.litellm_config.cascades import check_cascades
 from pointsman.litellm_config.checks import (
     check_environment,
@@ -102,12 +103,7 @@ def litellm_environment(config: GatewayConfig, env: Mapping[str, str]) -> dict[s
 
 
 def _exports_traces(litellm: Mapping[str, Any]) -> bool:
-    names = [
-        name
-        for key in ("callbacks", "success_callback", "failure_callback", "service_callback")
-        for name in litellm.get(key) or ()
-    ]
-    return any(isinstance(name, str) and ("otel" in name or name.startswith("arize")) for name in names)
+    return any("otel" in name or name.startswith("arize") for name in named_callbacks(litellm))
 
 
 def _examine(path: Path, env: Mapping[str, str], extra: Iterable[Detected]) -> tuple[GatewayConfig | None, list[Problem]]:
@@ -124,6 +120,7 @@ def _examine(path: Path, env: Mapping[str, str], extra: Iterable[Detected]) -> t
         check_routing(source, settings, deployments, translation.name)
         check_cascades(source, settings, deployments, origins)
     check_references(source, deployments, env)
+    check_callbacks(source, env)
     database_url = check_environment(source, env)
     problems = _sorted(source)
     if settings is None or any(problem.severity == "error" for problem in problems):
