@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pointsman.callbacks.logs import Logs, log_record
 from pointsman.callbacks.metrics import Metrics
+from pointsman.callbacks.spans import RequestSpans
 from pointsman.custom_router.embed import embed
 from pointsman.decisions.store import DecisionStore
 from pointsman.decisions.types import Attempt, Decision, Outcome
@@ -61,11 +63,15 @@ class Runtime:
         self.strategies = StrategyRegistry(Path(settings.encoders_dir) if settings.encoders_dir else None, embed)
         self.decisions = DecisionStore(database_url, settings.decisions)
         self.metrics = Metrics(settings.strategies)
+        self.spans = RequestSpans(propagate=settings.telemetry.traces.propagate)
         self.sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = (
+            log_record,
             self.decisions.put,
             self.metrics.record,
+            self.spans.record,
         )
         """Where leaf records go; each call neither blocks nor raises."""
+        self.logs: Logs | None = None
         self.on_drain: Callable[[], None] = lambda: None
         self.models: ModelSync | None = None
         self._channel = channel
@@ -151,6 +157,8 @@ class Runtime:
         elif kind == "metrics":
             self.metrics.told(message)
             self.metrics.sample(self.decisions.pending, self.decisions.written, self.decisions.dropped, self._serving())
+        elif kind == "logs" and self.logs is not None:
+            self.logs.set_levels(*message["levels"])
         elif kind == "drain":
             self.on_drain()
 
@@ -194,6 +202,13 @@ class Runtime:
             raise ProcessError(f"no answer to {method!r} within {CALL_TIMEOUT:g} s", code="E4606") from None
         finally:
             self._calls.pop(number, None)
+
+    async def logging(self, level: str | None = None, library_level: str | None = None) -> Any:
+        """State of the log lines, after a change of their levels in all processes where one is asked for."""
+        state = await self.call("logs", level=level, library_level=library_level)
+        if self.logs is not None:
+            state["dropped"][self.logs.process] = self.logs.dropped
+        return state
 
     async def close(self) -> None:
         """Write what is still to be written and close the line."""

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["LogSettings", "OtlpSettings", "TelemetrySettings"]
+__all__ = ["LogSettings", "OtlpSettings", "TelemetrySettings", "TraceSettings"]
 
 
 def _valid_collector(value: str) -> str:
@@ -68,8 +68,42 @@ class LogSettings(_Part):
     otlp: OtlpSettings | None = Field(None, description="Send the records to a collector as well.")
 
 
+class TraceSettings(_Part):
+    """Spans, where the callback `otel` (or an `OTEL_` variable) asks for them: which requests are told of."""
+
+    ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the traces that begin here which is kept, by the trace id, so that every service of "
+        "a trace decides alike. `OTEL_TRACES_SAMPLER` wins where it is set.",
+    )
+    parent: bool = Field(
+        True, description="A client's `traceparent` decides whether its trace is kept; off: `ratio` decides for every request."
+    )
+    failures: bool = Field(
+        False,
+        description="Keep every trace with a failed attempt, a failed request or a strategy that could not decide, whatever "
+        "`ratio` and parent say. Every request is recorded for it then, and held in memory until it ends.",
+    )
+    max_spans: int = Field(
+        20_000,
+        ge=100,
+        le=1_000_000,
+        description="Of `failures`: spans held in each worker; past that the oldest trace is decided on.",
+    )
+    max_age: float = Field(
+        300.0, ge=1, le=86_400, description="Of `failures`: seconds after which a trace is decided on, though it goes on."
+    )
+    propagate: bool = Field(
+        True, description="Send `traceparent` to the providers, so that their spans stand under the attempt."
+    )
+
+
 class TelemetrySettings(_Part):
     """What the gateway tells of itself."""
+
+    traces: TraceSettings = Field(default_factory=TraceSettings, description="Spans.")
 
     logs: LogSettings = Field(default_factory=LogSettings, description="Log lines.")
     forward_request_id: bool = Field(True, description="Send `x-request-id` to the providers with each call.")

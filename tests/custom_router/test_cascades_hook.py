@@ -19,7 +19,8 @@ from pointsman.custom_router.cascades import replay
 from pointsman.custom_router.cascades.limits import Limits, Step
 from pointsman.custom_router.cascades.service import State
 from pointsman.custom_router.cascades.types import Ending, Level, Said
-from pointsman.custom_router.hook import DECISION_KEY, RouterHook
+from pointsman.custom_router.hook import RouterHook
+from pointsman.custom_router.kwargs import DECISION_KEY
 from pointsman.decisions import Decision, Outcome
 from pointsman.decisions.ticket import CURRENT, Ticket
 from pointsman.settings import PointsmanSettings
@@ -63,6 +64,7 @@ class Stand:
                 strategies=SimpleNamespace(get=lambda _: scorer),
                 aliases={},
                 sinks=(self.records.append,),
+                spans=None,
             )
         )
         monkeypatch.setattr(litellm, "callbacks", [self.hook])

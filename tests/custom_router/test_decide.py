@@ -24,12 +24,18 @@ from pointsman.strategies.base import Query
 class Shelf:
     """The registry's one method, with scorers made for the test."""
 
-    def __init__(self, **scorers: Callable[[str], dict[str, float]]) -> None:
+    def __init__(self, **scorers: Callable[..., dict[str, float]]) -> None:
         self._scorers = scorers
 
     def get(self, name: str) -> Any:
         scorer = self._scorers.get(name)
-        return SimpleNamespace(version="7", models=("weak", "strong"), scale="quality", score=scorer) if scorer else None
+        if scorer is None:
+            return None
+
+        def score_timed(*asked: Any) -> tuple[dict[str, float], int, int]:
+            return scorer(*asked), 0, 0
+
+        return SimpleNamespace(version="7", models=("weak", "strong"), scale="quality", score_timed=score_timed)
 
 
 def request(*names: str, text: str = "hello") -> RoutingRequest:

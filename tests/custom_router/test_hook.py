@@ -32,12 +32,15 @@ class Stand:
         self.hook = RouterHook()
         self.records = Records()
         scorer = SimpleNamespace(
-            version="1", models=("weak", "strong"), scale="quality", score=lambda *_: {"weak": 0.1, "strong": 0.9}
+            version="1",
+            models=("weak", "strong"),
+            scale="quality",
+            score_timed=lambda *_: ({"weak": 0.1, "strong": 0.9}, 0, 0),
         )
         strategies = SimpleNamespace(get=lambda name: scorer if name == "s" else None)
         settings = PointsmanSettings.load({"routing": {"default": "s", "deadline_ms": 5000}})
         self.hook.bind(
-            SimpleNamespace(settings=settings, strategies=strategies, aliases={}, sinks=(self.records.append,))  # type: ignore[arg-type]
+            SimpleNamespace(settings=settings, strategies=strategies, aliases={}, sinks=(self.records.append,), spans=None)  # type: ignore[arg-type]
         )
         monkeypatch.setattr(litellm, "callbacks", [self.hook])
         self.router = litellm.Router(

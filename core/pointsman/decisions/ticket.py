@@ -47,8 +47,11 @@ class Ticket:
         trace: trace id and span id that the client's `traceparent` names, in hexadecimal digits, or None.
         key_alias: alias of the key, once LiteLLM has told.
         team: the key's team (its alias, else its id), once LiteLLM has told.
-        told: count of log lines that were written of its errors; there is one an error.
+        told: count of its errors that a log line was written of, or is held back.
+        answered: status of the answer, once that has begun.
+        settle: told that status, for log lines of errors that wait for it.
         refusal: class or kind of the caller's mistake, for the one line that tells of it.
+        spans: open spans of attempts (`callbacks.spans`), by their decision's id.
     """
 
     decision: Decision | None = None
@@ -77,7 +80,10 @@ class Ticket:
     key_alias: str | None = None
     team: str | None = None
     told: int = 0
+    answered: int | None = None
+    settle: Callable[[int], None] | None = None
     refusal: str | None = None
+    spans: dict[str, object] = field(default_factory=dict)
 
 
 CURRENT: ContextVar[Ticket | None] = ContextVar("pointsman_ticket", default=None)

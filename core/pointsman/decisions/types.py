@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Attempt", "Decision", "Dropped", "Outcome", "new_decision_id"]
+__all__ = ["Attempt", "Decision", "Dropped", "Encoded", "Outcome", "new_decision_id"]
 
 
 def new_decision_id() -> str:
@@ -26,6 +26,16 @@ class Dropped:
 
     deployment_id: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """When the request's text became a vector, in microseconds since the decision began, and by which encoder."""
+
+    begin: int
+    end: int
+    encoder: str
+    dimensions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,7 @@ class Decision:
         chosen_by: who chose the strategy: `header`, `key`, `team`, `group`, `default`, or `rule` for embeddings.
         scale: what the scores mean, `quality` or `rank`; None without scores.
         detail: JSON values: what the policy reckoned with, the steps of a cascade; or None.
+        encoded: when the text was encoded, or None where it was not here.
     """
 
     decision_id: str
@@ -82,6 +93,7 @@ class Decision:
     chosen_by: str | None = None
     scale: str | None = None
     detail: Mapping[str, Any] | None = None
+    encoded: Encoded | None = None
 
 
 @dataclass(frozen=True, slots=True)

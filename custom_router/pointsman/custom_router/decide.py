@@ -20,7 +20,7 @@ from pointsman.custom_router.policy import Chance, Costs, Ranking, explore, rank
 from pointsman.custom_router.request import Candidate, RoutingRequest
 from pointsman.custom_router.rules import by_rule
 from pointsman.custom_router.text import DEFAULT_TEXT, compose, estimate_tokens
-from pointsman.decisions import Decision, Dropped, new_decision_id
+from pointsman.decisions import Decision, Dropped, Encoded, new_decision_id
 from pointsman.decisions.ticket import Ticket
 from pointsman.policy_settings import PolicySettings
 from pointsman.settings import RoutingSettings, StrategySettings
@@ -50,6 +50,8 @@ class _Opinion:
     dropped: tuple[Dropped, ...] = ()
     fallback: str | None = None
     text: str = ""
+    encoded: tuple[str, int, int, int] | None = None
+    """Encoder's kind and dimensions, and when it began and ended, by `time.perf_counter_ns`."""
 
 
 class Decider:
@@ -145,6 +147,7 @@ class Decider:
             chosen_by=RULE if ruled is not None else choice.by,
             scale=opinion.scale if opinion.scores else None,
             detail={**ranking.detail, **({"ignored_strategies": list(choice.ignored)} if choice.ignored else {})} or None,
+            encoded=_encoded(opinion, started),
         )
 
     def _ruled(self, request: RoutingRequest, remaining: Sequence[Candidate]) -> tuple[str, _Opinion, Ranking] | None:
@@ -177,7 +180,7 @@ class Decider:
         if served.models and not match(remaining, served.models, aliases)[0]:
             unmatched = tuple(Dropped(one.deployment_id, "no_score") for one in remaining)
             return _Opinion(dropped=unmatched, fallback="no_candidate")
-        by_name, fallback = await self._score(served, Query(text, request.asker, request.group), name)
+        by_name, fallback, times = await self._score(served, Query(text, request.asker, request.group), name)
         matched, unmatched_ids = match(remaining, served.models or tuple(by_name), aliases)
         scores = {deployment_id: by_name[known] for deployment_id, known in matched.items() if known in by_name}
         evaluation = served.manifest.evaluation if isinstance(served, Bundle) else None
@@ -190,6 +193,7 @@ class Decider:
             dropped=tuple(Dropped(deployment_id, "no_score") for deployment_id in unmatched_ids),
             fallback=fallback if scores or fallback else "no_candidate",
             text=text,
+            encoded=(served.encoder.kind, served.encoder.dimensions, *times) if times and isinstance(served, Bundle) else None,
         )
 
     def _rank(
@@ -228,17 +232,28 @@ class Decider:
             return Costs(expected)
         return Costs(expected, switching_costs(request.candidates, last.deployment_id, min(last.tokens, prompt)))
 
-    async def _score(self, served: Bundle | AsyncScorer, query: Query, name: str) -> tuple[Mapping[str, float], str | None]:
+    async def _score(
+        self, served: Bundle | AsyncScorer, query: Query, name: str
+    ) -> tuple[Mapping[str, float], str | None, tuple[int, int] | None]:
+        """Scores, or why there are none; and when a bundle's encoder began and ended."""
         try:
             async with asyncio.timeout(self._settings.deadline_ms / 1000):
                 if isinstance(served, AsyncScorer):
-                    return await served.score_async(query), None
+                    return await served.score_async(query), None, None
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._threads, served.score, query.text, query.user), None
+                scores, begin, end = await loop.run_in_executor(self._threads, served.score_timed, query.text, query.user)
+                return scores, None, (begin, end)
         except TimeoutError:
-            return {}, "deadline"
+            return {}, "deadline", None
         except UnavailableError as error:
-            return {}, error.reason
+            return {}, error.reason, None
         except Exception:  # law 3: a broken strategy must not fail the request
             logger.exception("strategy %s failed", name)
-            return {}, "error"
+            return {}, "error", None
+
+
+def _encoded(opinion: _Opinion, started: int) -> Encoded | None:
+    if opinion.encoded is None:
+        return None
+    encoder, dimensions, begin, end = opinion.encoded
+    return Encoded((begin - started) // 1000, (end - started) // 1000, encoder, dimensions)

@@ -19,12 +19,24 @@ from litellm.litellm_core_utils.prompt_templates.factory import resolve_structur
 from litellm.proxy._types import LitellmUserRoles
 from opentelemetry import trace
 
+from pointsman.callbacks.spans import RequestSpans
 from pointsman.custom_router.cascades.calls import inner_target, narrow
 from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
 from pointsman.custom_router.cost import always_strong
 from pointsman.custom_router.decide import Decider
 from pointsman.custom_router.deployments import continued_from, eligible, map_prices
 from pointsman.custom_router.embed import ASKING
+from pointsman.custom_router.kwargs import (
+    DECISION_KEY,
+    EMBEDDING_CALLS,
+    TELLS_USAGE,
+    TEXT_CALLS,
+    endpoint_of,
+    limit_of,
+    metadata_of,
+    number_of,
+    session_of,
+)
 from pointsman.custom_router.override import Wish, read_wish
 from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
 from pointsman.custom_router.text import gemini_turns, text_of
@@ -38,64 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["RouterHook", "router_hook"]
 
 logger = logging.getLogger("pointsman.hook")
-
-DECISION_KEY = "pointsman_decision_id"
-"""Where the decision's id travels in LiteLLM's request metadata, so that log events (other tasks) find it."""
-
-
-TEXT_CALLS = frozenset(
-    prefix + name
-    for prefix in ("", "a")
-    for name in (
-        "completion",
-        "text_completion",
-        "anthropic_messages",
-        "responses",
-        "generate_content",
-        "generate_content_stream",
-    )
-)
-"""LiteLLM's call types that are answered in words; a strategy scores their text."""
-EMBEDDING_CALLS = frozenset({"embedding", "aembedding", "embeddings"})
-
-TELLS_USAGE = frozenset({"openai", "text-completion-openai", "hosted_vllm", "azure", "azure_text"})
-"""Providers whose text completions take `stream_options.include_usage`; another one might refuse the parameter."""
-
-
-def _metadata(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """LiteLLM's metadata of a request: under `litellm_metadata` on some endpoints, under `metadata` on others."""
-    for name in ("litellm_metadata", "metadata"):
-        found = (kwargs or {}).get(name)
-        if isinstance(found, dict) and ("user_api_key" in found or "user_api_key_hash" in found or DECISION_KEY in found):
-            return found
-    found = (kwargs or {}).get("metadata")
-    return found if isinstance(found, dict) else {}
-
-
-def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _endpoint(call_type: str) -> Endpoint | None:
-    """What a call type asks for; None for calls that happen inside of another request (MCP tools)."""
-    if "mcp" in call_type:
-        return None
-    return "text" if call_type in TEXT_CALLS else "embedding" if call_type in EMBEDDING_CALLS else "other"
-
-
-def _limit(kwargs: Mapping[str, Any]) -> int | None:
-    """The answer's limit in tokens, under each endpoint's name for it."""
-    for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
-        value = kwargs.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
-
-
-def _session(kwargs: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | None:
-    """The client's id of the conversation, as LiteLLM knows it (its headers, `litellm_session_id`, metadata)."""
-    found = kwargs.get("litellm_session_id") or metadata.get("session_id")
-    return found if isinstance(found, str) and found else None
 
 
 def _cascade_cost(ticket: Ticket | None) -> float:
@@ -130,6 +84,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self._decider: Decider | None = None
         self._cascades: Cascades | None = None
         self._sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = ()
+        self._spans: RequestSpans | None = None
 
     def bind(self, runtime: Runtime) -> None:
         """Give it the worker's strategies and store; once, before the worker serves."""
@@ -141,7 +96,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             configured=runtime.settings.strategies,
         )
         self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
-        self._sinks = runtime.sinks
+        self._sinks, self._spans = runtime.sinks, runtime.spans
 
     def come_last(self) -> None:
         """Stand at the end of LiteLLM's callbacks.
@@ -164,10 +119,12 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket = current_ticket()
         if self._decider is None or ticket is None:
             return
-        endpoint = _endpoint(str(call_type))
+        endpoint = endpoint_of(str(call_type))
         if endpoint is None:
             return
         ticket.endpoint = endpoint
+        ticket.key_alias = getattr(user_api_key_dict, "key_alias", None)
+        ticket.team = getattr(user_api_key_dict, "team_alias", None) or getattr(user_api_key_dict, "team_id", None)
         ticket.given = data.get("input") if endpoint == "embedding" else None
         role = getattr(user_api_key_dict, "user_role", None)
         try:
@@ -214,10 +171,10 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         kwargs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         _may_go_on(ticket)
-        metadata = _metadata(kwargs)
+        metadata = metadata_of(kwargs)
         ASKING.set(metadata)
         left = await eligible(group, deployments, messages, kwargs)
-        retries = (_number(metadata.get("attempted_retries")), _number(kwargs.get("fallback_depth")))
+        retries = (number_of(metadata.get("attempted_retries")), number_of(kwargs.get("fallback_depth")))
         if ticket.picked is not None and retries > ticket.retries:
             ticket.failed.add(ticket.picked)  # for the failures that LiteLLM reports to no hook
         candidates = tuple(candidate_of(deployment, map_prices) for deployment in left)
@@ -249,8 +206,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             system=kwargs.get("system") or kwargs.get("instructions"),
             given=ticket.given,  # the router keeps it from its callbacks
             asker=asker if isinstance(asker, str) and asker else key_user,
-            session=_session(kwargs, metadata),
-            max_tokens=_limit(kwargs),
+            session=session_of(kwargs, metadata),
+            max_tokens=limit_of(kwargs),
             continues=continued_from(kwargs),
         )
         verdict = await self._cascades.route(request, left, kwargs, metadata, ticket) if self._cascades is not None else None
@@ -276,19 +233,25 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         return read_wish({}, key, team, admin=False, known=self._decider.knows)
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
-        """What a cascade wants asked; and the usage of a streamed text completion, which LiteLLM asks for with chats alone.
+        """A provider is asked now: what a cascade wants asked, the trace, and the usage of a streamed text completion.
 
-        Without that it counts no cost, and money fails closed (law 3): a key's budget must hold on that endpoint.
+        LiteLLM asks for that with chats alone; without it, it counts no cost, and money fails closed (law 3).
         """
-        ticket = current_ticket()
+        ticket, metadata, kind = current_ticket(), metadata_of(kwargs), getattr(call_type, "value", None)
+        changes: dict[str, Any] = {}
+        messages = None
         if ticket is not None and isinstance(ticket.cascade, State):
-            messages = ticket.cascade.messages(_metadata(kwargs).get(DECISION_KEY))
-            if messages is not None:
-                return {**kwargs, "messages": messages}
+            messages = ticket.cascade.messages(metadata.get(DECISION_KEY))
         provider = str(kwargs.get("custom_llm_provider") or str(kwargs.get("model")).partition("/")[0])
-        if getattr(call_type, "value", None) != "atext_completion" or not kwargs.get("stream") or provider not in TELLS_USAGE:
-            return None
-        return {**kwargs, "stream_options": {**(kwargs.get("stream_options") or {}), "include_usage": True}}
+        if messages is not None:
+            changes["messages"] = messages
+        elif kind == "atext_completion" and kwargs.get("stream") and provider in TELLS_USAGE:
+            changes["stream_options"] = {**(kwargs.get("stream_options") or {}), "include_usage": True}
+        if self._spans is not None and ticket is not None and (kind in TEXT_CALLS or kind in EMBEDDING_CALLS):
+            headers = self._spans.begin(ticket, metadata.get(DECISION_KEY), metadata.get("model_group"))
+            if headers:
+                changes["headers"] = {**(kwargs.get("headers") or {}), **headers}
+        return {**kwargs, **changes} if changes else None
 
     def _record(self, record: Decision | Attempt | Outcome) -> None:
         for put in self._sinks:
@@ -299,7 +262,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
     ) -> None:
         """One attempt failed: remember the deployment, so that this request does not try it again."""
         ticket = current_ticket()
-        metadata = _metadata(request_data)
+        metadata = metadata_of(request_data)
         info = request_data.get("model_info") or metadata.get("model_info") or {}
         deployment_id = str(info.get("id") or "") if isinstance(info, Mapping) else ""
         if ticket is None or ticket.decision is None or not deployment_id:
@@ -352,7 +315,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
     ) -> None:
         """The request ended well (streamed ones after the last chunk)."""
         params = kwargs.get("litellm_params") or {}
-        decision_id = _metadata(params).get(DECISION_KEY)
+        decision_id = metadata_of(params).get(DECISION_KEY)
         if not isinstance(decision_id, str):
             return
         payload: Mapping[str, Any] = kwargs.get("standard_logging_object") or {}
@@ -360,14 +323,15 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         deployment_id = payload.get("model_id") or (params.get("model_info") or {}).get("id")
         ticket = current_ticket()
         paid, strong = float(payload.get("response_cost") or 0.0), None
-        tokens = _number(payload.get("prompt_tokens")), _number(payload.get("completion_tokens"))
+        tokens = number_of(payload.get("prompt_tokens")), number_of(payload.get("completion_tokens"))
         # A cache hit has a decision and an outcome, but nobody was tried.
         if deployment_id and not (kwargs.get("cache_hit") or payload.get("cache_hit")):
             if self._decider is not None:
                 self._decider.answered(ticket, deployment_id, *tokens)
             number = ticket.attempt + 1 if ticket is not None else 1
             model = ticket.models.get(deployment_id) if ticket is not None else payload.get("litellm_model_name")
-            self._record(Attempt(decision_id, number, deployment_id, model, "ok", latency_ms=latency_ms))
+            ended = end_time.timestamp()
+            self._record(Attempt(decision_id, number, deployment_id, model, "ok", latency_ms=latency_ms, created_at=ended))
             if ticket is not None:
                 strong = always_strong(ticket.prices, deployment_id, *tokens, paid)
         if ticket is not None:

@@ -94,6 +94,13 @@ class Bundle:
         """The score of each candidate for one text; see `scale`."""
         return dict(zip(self.models, self.score_batch((text,), (user,))[0].tolist(), strict=True))
 
+    def score_timed(self, text: str, user: str | None = None) -> tuple[dict[str, float], int, int]:
+        """As `score`, and when the encoder began and ended, by `time.perf_counter_ns`."""
+        begin = time.perf_counter_ns()
+        vectors = self._encoder.encode((text,))
+        end = time.perf_counter_ns()
+        return dict(zip(self.models, self.score_vectors(vectors, (user,))[0].tolist(), strict=True)), begin, end
+
     def score_batch(self, texts: Sequence[str], users: Sequence[str | None] | None = None) -> Matrix:
         """The same for many: float32, (len(texts), len(models)). `users`: who asks, a name or None for each text."""
         return self.score_vectors(self._encoder.encode(texts), users)
