@@ -95,6 +95,15 @@ def test_one_callback_may_stand_alone(tmp_path: Path, callbacks: Any) -> None:
     assert "LITELLM_OTEL_V2" in litellm_environment(load(path, {}), {})
 
 
+def test_a_web_hook_that_litellm_never_calls(tmp_path: Path) -> None:
+    """Seen in tests/slow/test_sinks.py, which holds it."""
+    hook = {"callback_type": "generic_api", "endpoint": "http://hook", "headers": {"a": "b"}}
+    (problem,) = told(tmp_path, {"success_callback": ["mine"]}, callback_settings={"mine": hook})
+    assert problem.key == "litellm_settings.success_callback[0]"
+    assert told(tmp_path, {"callbacks": ["mine"]}, callback_settings={"mine": hook}) == []
+    assert len(told(tmp_path, {"callbacks": ["generic_api"]})) == 1
+
+
 def test_the_tables_are_litellms() -> None:
     assert {*litellm._known_custom_logger_compatible_callbacks, "helicone"} == CALLBACKS
     package = Path(litellm.__file__).parent

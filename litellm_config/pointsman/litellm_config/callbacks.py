@@ -35,7 +35,6 @@ NEEDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "datadog": (("DD_API_KEY", "LITELLM_DD_AGENT_HOST"), ("DD_SITE", "LITELLM_DD_AGENT_HOST")),
     "datadog_llm_observability": (("DD_API_KEY", "LITELLM_DD_AGENT_HOST"), ("DD_SITE", "LITELLM_DD_AGENT_HOST")),
     "gcs_bucket": (("GCS_BUCKET_NAME",),),
-    "generic_api": (("GENERIC_LOGGER_ENDPOINT",),),
     "helicone": (("HELICONE_API_KEY",),),
     "lago": (("LAGO_API_BASE",), ("LAGO_API_KEY",), ("LAGO_API_EVENT_CODE",)),
     "langfuse": _LANGFUSE,
@@ -54,11 +53,14 @@ NEEDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 CALLBACKS = frozenset(NEEDS) | _words(
     """agentops anthropic_cache_control_hook argilla arize_phoenix aws_sqs azure_sentinel azure_storage bitbucket clickhouse
     cloudzero compression_interception datadog_metrics deepeval dotprompt dynamic_rate_limiter dynamic_rate_limiter_v3 focus
-    galileo gcs_pubsub gitlab humanloop langtrace levo litellm_agent literalai mavvrik mlflow opik pagerduty pointfive
-    prometheus resend_email s3_v2 sendgrid_email smtp_email vantage vector_store_pre_call_hook zerobus"""
+    galileo gcs_pubsub generic_api gitlab humanloop langtrace levo litellm_agent literalai mavvrik mlflow opik pagerduty
+    pointfive prometheus resend_email s3_v2 sendgrid_email smtp_email vantage vector_store_pre_call_hook zerobus"""
 )
 """Names that LiteLLM knows; others are dotted paths of a user's own, or older integrations."""
 
+_HOOK = (
+    "Name it in `callbacks`, and under `callback_settings.NAME` give `callback_type: generic_api`, `endpoint` and `headers`."
+)
 _PRINTED = "Without one every span is printed to standard output: "
 
 
@@ -70,7 +72,11 @@ def check_callbacks(source: Source, env: Mapping[str, str]) -> None:
     secret_manager = sections.get("general_settings", {}).get("key_management_system") is not None
     known = {name for name, value in env.items() if value} | set(sections.get("environment_variables", {}))
     told: set[str] = set()
+    settings = sections.get("callback_settings", {})
     for path, name in _named(litellm):
+        if name == "generic_api" or (path[1] != "callbacks" and _is_hook(settings.get(name))):
+            source.warn(path, "E4204", "LiteLLM never calls it from here", _HOOK)
+            continue
         guess = None if name in CALLBACKS or "." in name else closest(name, CALLBACKS, 0.8)
         if guess is not None and guess not in named_callbacks(litellm):
             source.warn(path, "E4204", f"LiteLLM has no callback {name!r}", f"Did you mean {guess}?")
@@ -80,14 +86,18 @@ def check_callbacks(source: Source, env: Mapping[str, str]) -> None:
         if name == "langfuse":
             _check_sdk(source, path)
         missing = [] if secret_manager else _missing(name, known)
-        settings = sections.get("callback_settings", {}).get(name)
-        if missing and not settings:
+        if missing and not settings.get(name):
             wanted = " and ".join(" or ".join(group[:2]) for group in missing)
             hint = _PRINTED if name == "otel" else ""
             source.warn(
                 path, "E4204", f"{name} is named, and {wanted} {_is(missing)} not set", f"{hint}export {missing[0][0]}=..."
             )
     _check_teams(source, litellm, known)
+
+
+def _is_hook(settings: Any) -> bool:
+    """Whether it is a web hook; LiteLLM puts such a one, named as success_callback, where nothing asynchronous is called."""
+    return isinstance(settings, dict) and settings.get("callback_type") == "generic_api"
 
 
 def _is(missing: list[tuple[str, ...]]) -> str:
