@@ -3,6 +3,7 @@
 `POST /api/public/otel/v1/traces` takes OTLP over HTTP (protobuf, gzip or not), `POST /api/public/ingestion` a batch of JSON
 events (answered 207, each event told), `GET /api/public/projects` names the project of the keys. Basic authentication by a
 project's public and secret key; anybody else gets 401, and what they sent is not kept. The protocol: langfuse.com/docs/api.
+`POST /hook` takes what LiteLLM's callback `generic_api` sends, from anybody.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ Fault = Literal["", "refuse", "hang", "error", "garbage", "drop"]
 `drop`: says that it has taken everything, and keeps nothing."""
 
 TRACES, INGESTION, PROJECTS = "/api/public/otel/v1/traces", "/api/public/ingestion", "/api/public/projects"
+HOOK = "/hook"
 
 
 class Project:
@@ -106,6 +108,8 @@ class Langfuse:
         self._thread: threading.Thread | None = None
         self.refused: list[str] = []
         """Public keys of those who were turned away; empty where there was none."""
+        self.hooked: list[dict[str, Any]] = []
+        """What arrived at `/hook`."""
         self.requests = 0
         """How many requests ever arrived, whatever became of them."""
         with socket.socket() as sock:
@@ -113,6 +117,11 @@ class Langfuse:
             self.port = int(sock.getsockname()[1])
         self.projects = {name: Project(self.host, name) for name in names}
         self._listen()
+
+    @property
+    def hook(self) -> str:
+        """Where `generic_api` is to send to (`GENERIC_LOGGER_ENDPOINT`)."""
+        return self.host + HOOK
 
     @property
     def host(self) -> str:
@@ -171,6 +180,10 @@ def _handler(owner: Langfuse) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            if self.path == HOOK and owner._fault in ("", "drop"):
+                owner.hooked += json.loads(body) if not owner._fault else []
+                self._answer(200, "application/json", b"{}")
+                return
             project = self._admitted()
             if project is None:
                 return
