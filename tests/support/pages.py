@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+from deploy.observability.dashboards import DASHBOARDS, dashboard_page
+from deploy.observability.objectives import objectives_page
 from pointsman.callbacks.names import ATTRIBUTES, LOG_FIELDS, METRICS, SPANS
 from pointsman.errors import CATALOGUE, PointsmanError
+from pointsman.http.request_ids import HEADER, MEANING
 from pointsman.http.tickets import HEADERS, REQUEST_HEADERS
 from pointsman.litellm_config.reference import configuration_page
 from support.conformance import database_page
@@ -77,6 +81,8 @@ def headers_page() -> str:
     """docs/headers.md: what our middleware adds to an answer, and what it reads of a request."""
     lines = ["# Headers", "", "Generated from `pointsman.http.tickets` by `make docs`; do not edit.", ""]
     lines += [
+        f"`{HEADER}`: {MEANING[0].lower()}{MEANING[1:]}",
+        "",
         "On every answer to a request that was routed, streamed and error answers too. One that was refused before routing (no",
         "key, no such model) has none of them.",
         "",
@@ -105,6 +111,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/headers.md": headers_page,
     "docs/strategies.md": strategies_page,
     "docs/telemetry.md": telemetry_page,
+    "deploy/observability/prometheus/rules/objectives.yaml": objectives_page,
+    **{f"deploy/observability/grafana/{name}.json": partial(dashboard_page, name) for name in DASHBOARDS},
 }
 
 
