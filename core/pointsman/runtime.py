@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pointsman.callbacks.exports import ExportWatch
 from pointsman.callbacks.logs import Logs, log_record
 from pointsman.callbacks.metrics import Metrics
 from pointsman.callbacks.spans import RequestSpans
@@ -63,6 +64,7 @@ class Runtime:
         self.strategies = StrategyRegistry(Path(settings.encoders_dir) if settings.encoders_dir else None, embed)
         self.decisions = DecisionStore(database_url, settings.decisions)
         self.metrics = Metrics(settings.strategies)
+        self.exports = ExportWatch(self.metrics.exported)
         self.spans = RequestSpans(propagate=settings.telemetry.traces.propagate)
         self.sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = (
             log_record,
@@ -157,6 +159,7 @@ class Runtime:
         elif kind == "metrics":
             self.metrics.told(message)
             self.metrics.sample(self.decisions.pending, self.decisions.written, self.decisions.dropped, self._serving())
+            self.exports.collect()
         elif kind == "logs" and self.logs is not None:
             self.logs.set_levels(*message["levels"])
         elif kind == "drain":

@@ -84,7 +84,7 @@ class Metrics:
         self._groups, self._models = Words({"", *groups}, MAX_WORDS), Words({"", *models}, MAX_WORDS)
         self._fallbacks, self._errors = Words({""}, MAX_WORDS), Words({""}, MAX_WORDS)
         self._entities, self._statuses = Words(ENTITIES, 0), Words((), MAX_WORDS)
-        self._versions = Words({""}, MAX_WORDS)
+        self._versions, self._destinations = Words({""}, MAX_WORDS), Words({""}, MAX_WORDS)
         self._serving: dict[str, tuple[str, str, str]] = {}
         self._store = {"written": 0, "dropped": 0}
         self._broken = False
@@ -123,6 +123,10 @@ class Metrics:
     def told(self, message: Mapping[str, Any]) -> None:
         """Take the state of the instance, as the supervisor tells it (`pointsman.process.feed`)."""
         self._safely(self._told, message)
+
+    def exported(self, signal: str, destination: str, result: str, count: int) -> None:
+        """Take what became of telemetry (`pointsman.callbacks.exports`)."""
+        self._safely(self._exported, signal, destination, result, count)
 
     def know(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Tell the groups and models of these entries of `model_list` by name from now on."""
@@ -196,6 +200,9 @@ class Metrics:
                 self._gauges["pointsman_strategy_info"].labels(*before).set(0)
             self._gauges["pointsman_strategy_info"].labels(*labels).set(1)
             self._serving[name] = labels
+
+    def _exported(self, signal: str, destination: str, result: str, count: int) -> None:
+        self._count("pointsman_export_records_total", signal, self._destinations(destination), result, by=count)
 
     def _told(self, message: Mapping[str, Any]) -> None:
         for row in message["strategies"]:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from pointsman.callbacks.log_fields import LOG_FIELDS, Field
+
 __all__ = [
     "ATTRIBUTES",
     "LOG_FIELDS",
@@ -89,22 +91,7 @@ class Metric:
     otlp: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A field of a JSON log line, and an attribute of the same name over OTLP where it is no part of the record itself.
-
-    Attributes:
-        name: key in the line.
-        type: see `Type`.
-        meaning: one sentence.
-    """
-
-    name: str
-    type: Type
-    meaning: str
-
-
-Row = TypeVar("Row", Attribute, Span, Metric, Field)
+Row = TypeVar("Row", Attribute, Span, Metric)
 
 
 def _by_name(*rows: Row) -> Mapping[str, Row]:
@@ -381,15 +368,12 @@ METRICS: Mapping[str, Metric] = _by_name(
         "Decision records `written` to the database, or `dropped`.",
         ("result",),
     ),
-)
-
-LOG_FIELDS: Mapping[str, Field] = _by_name(
-    Field("timestamp", "string", "When, RFC 3339 in UTC."),
-    Field("level", "string", "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`."),
-    Field("logger", "string", "Who says it, e.g. `pointsman.reloader`."),
-    Field("message", "string", "What it says."),
-    Field("trace_id", "string", "Trace that it belongs to, 32 hexadecimal digits."),
-    Field("span_id", "string", "Span that was open, 16 hexadecimal digits."),
-    Field("request_id", "string", "The request's id, as in `x-request-id`."),
-    Field("decision_id", "string", "The request's routing decision, as in `x-pointsman-decision-id`."),
+    Metric(
+        "pointsman_export_records_total",
+        "counter",
+        "{record}",
+        "What became of the telemetry that OpenTelemetry's exporters of the workers were given, LiteLLM's for teams too: "
+        "`sent`, `failed` (away, too slow, refused), or `dropped` from a full queue, whose destination is not known.",
+        ("signal", "destination", "result"),
+    ),
 )
