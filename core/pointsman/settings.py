@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pointsman.cascade_settings import SOURCELESS_KINDS, CascadeSettings
@@ -94,20 +94,10 @@ def _valid_strategy_name(value: str) -> str:
     return value
 
 
-def _valid_pattern(value: str) -> str:
-    try:
-        if re.compile(value).fullmatch(""):
-            raise ValueError("it fits the empty text")
-    except (re.error, ValueError) as error:
-        raise ValueError(f"not a usable regular expression: {error}") from None
-    return value
-
-
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Source = Annotated[str, AfterValidator(_valid_source)]
 PublicKey = Annotated[str, AfterValidator(_valid_public_key)]
 Endpoint = Annotated[str, AfterValidator(_valid_endpoint)]
-Pattern = Annotated[str, AfterValidator(_valid_pattern)]
 StrategyName = Annotated[str, AfterValidator(_valid_strategy_name)]
 
 
@@ -251,9 +241,21 @@ class PrivacySettings(_Section):
     """What may be remembered of a request."""
 
     capture_prompts: bool = Field(False, description="Keep prompt text in decision records and log lines.")
-    redact: tuple[Pattern, ...] = Field(
-        (), description="Regular expressions; what fits one is replaced in every record that leaves, as secrets always are."
+    redact: tuple[str, ...] = Field(
+        (), description="Regular expressions; what fits one is replaced in every log record, as secrets always are."
     )
+
+    @field_validator("redact")
+    @classmethod
+    def _patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            try:
+                empty = re.compile(pattern).fullmatch("") is not None
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+            if empty:
+                raise ValueError(f"{pattern!r} fits the empty text, and so everywhere")
+        return value
 
 
 class ConfigReloadSettings(_Section):

@@ -33,6 +33,7 @@ from pointsman.process.config_sync import ConfigSync
 from pointsman.process.environment import candidate_aliases, most_connections, pooled_url, worker_environment
 from pointsman.process.feed import MetricsFeed
 from pointsman.process.listen import bind
+from pointsman.process.log_lines import LogLines
 from pointsman.process.pool import WorkerPool
 from pointsman.process.progress import Progress
 from pointsman.process.remote import RemoteService
@@ -94,6 +95,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._stop = asyncio.Event()
         self._config: GatewayConfig | None = None
+        self._log_lines: LogLines | None = None
         self._pool: WorkerPool | None = None
         self._strategies: StrategyService | None = None
         self._remote: RemoteService | None = None
@@ -127,6 +129,7 @@ class Supervisor:
                 await asyncio.gather(starting, return_exceptions=True)
                 return
             pool = await starting
+            self._tell_start(pool)
             self._on_ready(self)
             failed = asyncio.ensure_future(pool.failed())
             stack.callback(failed.cancel)
@@ -134,6 +137,22 @@ class Supervisor:
             if failed.done():
                 raise failed.result()
             self.progress.say("stopping: not ready, then draining")
+
+    @property
+    def log_lines(self) -> LogLines:
+        """The instance's log lines."""
+        assert self._log_lines is not None  # noqa: S101 - narrows the type; set with the configuration
+        return self._log_lines
+
+    def close_logs(self) -> None:
+        """Write what waits of the log lines; after `run`, however that ended."""
+        if self._log_lines is not None:
+            self._log_lines.close()
+
+    def _tell_start(self, pool: WorkerPool) -> None:
+        assert self._strategies is not None  # noqa: S101 - narrows the type; set before the pool starts
+        url = f"http://{self.options.host}:{self.options.port}"
+        self.log_lines.started(len(pool.workers), url, self._strategies.status(), self._groups())
 
     def _load(self) -> None:
         """Keys first: the configuration refers to them."""
@@ -146,6 +165,9 @@ class Supervisor:
         for item in self._found:
             self.progress.detail(f"found {item.name}: {item.where}")
         self._config = config = litellm_config.load(options.config, env, extra=self._found)
+        self._log_lines = lines = LogLines(config, env, options.output, person=options.embedded)
+        if not options.embedded and not lines.text:
+            self.progress.logger = logger
         for warning in config.warnings:
             self.progress.say(f"  ! {warning}")
         if config.master_key is None:
@@ -165,6 +187,7 @@ class Supervisor:
         stack.callback(sock.close)
         run_dir = Path(tempfile.mkdtemp(prefix="pointsman-"))
         stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
+        self.log_lines.share(run_dir)
         url, direct = await self._database(stack, run_dir)
         self._database_url = url
         engine = QueryEngine(self._pooled(url), run_dir) if url is not None else None
@@ -328,6 +351,7 @@ class Supervisor:
             "models": self._config_sync.models,
             "snapshots": self._strategies.snapshots(),
             "remote": self._remote.socket,
+            "logs": self.log_lines.for_worker(self._database_url),
         }
 
     async def _call(self, method: str, params: Mapping[str, Any]) -> Any:
@@ -336,6 +360,9 @@ class Supervisor:
         assert self._config_sync is not None  # noqa: S101
         if method == "status":
             return {"strategies": self._strategies.status(), "config": self._config_sync.status()}
+        if method == "logs":
+            assert self._pool is not None  # noqa: S101
+            return self.log_lines.change(params, self._pool.broadcast)
         if method == "reload":
             return await self._strategies.reload(params["name"])
         if method == "rollback":

@@ -34,7 +34,6 @@ class Output:
         render: fields -> line.
         queue_size: entries that may wait.
         also: given the fields of each entry, too; must neither block nor raise.
-        lock: a file that the processes which share the descriptor's other end lock; None: nobody else writes.
     """
 
     def __init__(
@@ -44,14 +43,13 @@ class Output:
         render: Callable[[dict[str, Any]], bytes],
         queue_size: int,
         also: Callable[[Entry, dict[str, Any]], None] | None = None,
-        lock: Path | None = None,
     ) -> None:
         self.dropped = 0
         """Entries that were never written: the queue was full, or they could not be."""
         self._descriptor = descriptor
         self._make, self._render, self._also = make, render, also
         self._queue: deque[Entry] = deque(maxlen=queue_size)
-        self._lock = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600) if lock is not None else None
+        self._lock: int | None = None
         self._wake = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="pointsman-log", daemon=True)
@@ -61,6 +59,10 @@ class Output:
     def thread(self) -> threading.Thread:
         """The one that writes; what it says itself must not come back to it."""
         return self._thread
+
+    def share(self, lock: Path) -> None:
+        """From here on other processes write there as well."""
+        self._lock = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
     def put(self, entry: Entry) -> None:
         """Hand over one entry; neither blocks nor raises."""
@@ -97,17 +99,17 @@ class Output:
                 continue
             if self._also is not None:
                 self._also(entry, told)
-        data = memoryview(b"".join(lines))
+        data, lock = memoryview(b"".join(lines)), self._lock
         try:
-            if self._lock is not None:
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if lock is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
             while data:
                 data = data[os.write(self._descriptor, data) :]
         except OSError:  # the reader is gone, or the disk is full
             self.dropped += len(lines)
         finally:
-            if self._lock is not None:
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
+            if lock is not None:
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for at most `timeout` seconds."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import linecache
 import logging
+import re
 import textwrap
 import threading
 import traceback
@@ -30,7 +31,18 @@ from pointsman.callbacks.privacy import Redactor
 from pointsman.decisions.ticket import Ticket, current_ticket
 from pointsman.errors import PointsmanError
 
-__all__ = ["CALLER_S", "Entry", "Told", "callers_mistake", "chain", "entry_of", "fields_of", "json_line", "text_line"]
+__all__ = [
+    "CALLER_S",
+    "Entry",
+    "Told",
+    "callers_mistake",
+    "chain",
+    "entry_of",
+    "fields_of",
+    "json_line",
+    "providers_fault",
+    "text_line",
+]
 
 OURS = "pointsman"
 WITHHELD = "…"
@@ -40,6 +52,7 @@ MAX_TEXT = 16_384
 CALLER_S = frozenset({400, 413, 422})
 """Answers of a provider that are the caller's own doing; its 401, 403, 404, 429 are the operator's to look at."""
 _MAIN = threading.main_thread
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(slots=True)
@@ -96,8 +109,12 @@ def callers_mistake(error: BaseException) -> bool:
     status = _status(error)
     if status is None or not 400 <= status < 500:
         return False
-    provider = any(getattr(item, "llm_provider", None) for item in chain(error))
-    return not provider or status in CALLER_S
+    return not providers_fault(error) or status in CALLER_S
+
+
+def providers_fault(error: BaseException) -> bool:
+    """Whether it came of a call to a provider."""
+    return any(getattr(item, "llm_provider", None) for item in chain(error))
 
 
 def _told(error: BaseException, withheld: bool) -> Told:
@@ -232,7 +249,7 @@ def fields_of(entry: Entry, redactor: Redactor) -> dict[str, Any]:
         "timestamp": when.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "level": logging.getLevelName(entry.level),
         "logger": entry.logger,
-        "message": _bounded(redactor.text(message)),
+        "message": _bounded(redactor.text(_COLOURS.sub("", message))),
     }
     told.update((name, redactor.text(value)) for name, value in entry.identity.items())
     told.update(redactor.value(entry.fields))

@@ -4,7 +4,8 @@ One `Logs` a process, worker or supervisor. It stands at the root of `logging` a
 terminal on their own (LiteLLM's, uvicorn's). Rules:
 
 - A caller's mistake (401, 404, 400, ...) is one WARNING of ours without a stack trace, made when the answer starts
-  (`http.tickets`); what LiteLLM says of it only tells that line the kind of mistake.
+  (`http.tickets`); what LiteLLM says of it only tells that line the kind of mistake. Whose mistake it was is often clear only
+  from the answer's status, so a library's line of an error waits for that.
 - Any other error is one line with its stack trace, however often LiteLLM reports it on its way up.
 - A routing decision is one INFO line, made from its `Decision`; a failed attempt one WARNING from its `Attempt`.
 
@@ -13,6 +14,7 @@ Nothing here writes on the caller's thread; see `log_output` and `log_export`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -22,14 +24,24 @@ import threading
 from collections.abc import Iterable
 from contextvars import ContextVar
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pointsman.callbacks.log_export import Export
 from pointsman.callbacks.log_output import Output
-from pointsman.callbacks.log_records import OURS, Entry, callers_mistake, chain, entry_of, fields_of, json_line, text_line
+from pointsman.callbacks.log_records import (
+    CALLER_S,
+    OURS,
+    Entry,
+    callers_mistake,
+    chain,
+    entry_of,
+    fields_of,
+    json_line,
+    providers_fault,
+    text_line,
+)
 from pointsman.callbacks.privacy import Redactor
-from pointsman.decisions.ticket import current_ticket
+from pointsman.decisions.ticket import Ticket, current_ticket
 from pointsman.decisions.types import Attempt, Decision, Outcome
 from pointsman.settings import PointsmanSettings
 
@@ -80,7 +92,7 @@ class Logs:
         secrets: values that may stand in no line (`privacy.known_secrets`).
         levels: our level and the libraries', by name.
         descriptor: where lines go.
-        lock: see `log_output.Output`.
+        terminal: tell warnings and errors on standard error as well, as text; for a person whose log is a file.
     """
 
     def __init__(
@@ -92,7 +104,7 @@ class Logs:
         secrets: Iterable[str] = (),
         levels: tuple[str, str] | None = None,
         descriptor: int = 1,
-        lock: Path | None = None,
+        terminal: bool = False,
     ) -> None:
         told = settings.telemetry.logs
         self.process = process
@@ -100,9 +112,8 @@ class Logs:
         self._tell_all = settings.privacy.capture_prompts or told.provider_messages
         self._redactor = Redactor(secrets, settings.privacy.redact)
         self._export: Export | None = None
-        self.output = Output(
-            descriptor, self._fields, text_line if text else json_line, told.queue_size, also=self._also, lock=lock
-        )
+        self._terminal = terminal
+        self.output = Output(descriptor, self._fields, text_line if text else json_line, told.queue_size, also=self._also)
         self.handler = _Handler(self)
         if told.otlp is not None:
             resource = {
@@ -119,6 +130,9 @@ class Logs:
         return told
 
     def _also(self, entry: Entry, told: dict[str, Any]) -> None:
+        if self._terminal and entry.level >= logging.WARNING:
+            with contextlib.suppress(OSError):
+                os.write(2, text_line(told))
         if self._export is not None and not entry.logger.startswith("pointsman.logs"):
             self._export.put(told)
 
@@ -148,6 +162,8 @@ class Logs:
                     logger.removeHandler(handler)
                     logger.propagate = True
         root.addHandler(self.handler)
+        # Not by way of the root: a handler there that prints would be asked to tell what it printed.
+        printed.handlers, printed.propagate = [self.handler], False
         logging.captureWarnings(True)
         sys.excepthook = _uncaught
         threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
@@ -172,6 +188,8 @@ class Logs:
         logging.getLogger().setLevel(max(other, logging.INFO))
         for name in _LIBRARIES:
             logging.getLogger(name).setLevel(other)
+        # Python's warnings are for developers: pydantic's alone are a dozen lines a start.
+        logging.getLogger("py.warnings").setLevel(logging.WARNING if other < logging.WARNING else logging.ERROR)
 
     def take_up(self, record: logging.LogRecord) -> None:
         """One record of any logger; runs where it was made."""
@@ -192,7 +210,26 @@ class Logs:
                 error = None
             else:
                 ticket.told += 1
+                if not ours and ticket.answered is None:
+                    self._hold(ticket, entry_of(record, error, tell_all=self._tell_all), error)
+                    return
         self.output.put(entry_of(record, error, tell_all=self._tell_all))
+
+    def _hold(self, ticket: Ticket, entry: Entry, error: BaseException) -> None:
+        """Keep a line back until the answer's status says whether the caller is at fault."""
+        kind, upstream = _kind(error), providers_fault(error)
+        before = ticket.settle
+
+        def settle(status: int) -> None:
+            ticket.settle = None
+            if before is not None:
+                before(status)
+            if status >= 500 or status < 400 or (upstream and status not in CALLER_S):
+                self.output.put(entry)
+            else:
+                ticket.refusal = ticket.refusal or kind
+
+        ticket.settle = settle
 
     def _was_told(self, error: BaseException, request: str) -> bool:
         """Whether a line of this request has told it, or what it was made of; it has from now on."""
@@ -206,7 +243,11 @@ class Logs:
         return told
 
     def close(self, timeout: float = 2.0) -> None:
-        """Write and send what waits."""
+        """Write and send what waits; what is printed goes where it went before."""
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if isinstance(stream, _Lines):
+                setattr(sys, name, stream.stream)
         self.output.close(timeout)
         if self._export is not None:
             self._export.close(timeout)
@@ -227,7 +268,7 @@ class _Lines(io.TextIOBase):
     """Standard output or error of libraries: a record of the logger `printed` for each line."""
 
     def __init__(self, level: int, stream: TextIO) -> None:
-        self._level, self._stream, self._rest = level, stream, threading.local()
+        self._level, self.stream, self._rest = level, stream, threading.local()
 
     def write(self, text: str) -> int:
         rest = getattr(self._rest, "text", "") + text
@@ -246,12 +287,12 @@ class _Lines(io.TextIOBase):
         return False
 
     def fileno(self) -> int:
-        return self._stream.fileno()
+        return self.stream.fileno()
 
     @property
     def buffer(self) -> Any:
         """The bytes' way around, for libraries that insist."""
-        return self._stream.buffer
+        return self.stream.buffer
 
 
 def decision_fields(decision: Decision) -> dict[str, Any]:

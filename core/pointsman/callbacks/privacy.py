@@ -36,7 +36,9 @@ _SHAPES = "|".join(
     )
 )
 _COUNTS = re.compile(r"(?i)\w*tokens$|\w*_token_count$")
-_SECRET_NAME = re.compile(r"(?i)(api[_-]?key|secret|passw(or)?d|passwd|token|master_key|salt_key|credential|private_key)$")
+_SECRET_NAME = re.compile(
+    r"(?i)(api[_-]?key|secret|passw(or)?d|passwd|token|authorization|master_key|salt_key|credential|private_key)$"
+)
 _NOT_SECRET_NAME = re.compile(r"(?i)(max|prompt|completion|input|output|total|min).*token$|public_key")
 _REFERENCE = re.compile(r"os\.environ/|env\.|^(true|false|none|null)$", re.IGNORECASE)
 

@@ -107,10 +107,11 @@ def _rotate(log: Path) -> None:
 
 def _run(supervisor: Supervisor) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    if not supervisor.options.embedded:  # in front of a person, the steps say enough
-        logging.getLogger("pointsman").setLevel(logging.INFO)
-    asyncio.run(supervisor.run())
-    supervisor.progress.say("stopped")
+    try:
+        asyncio.run(supervisor.run())
+        supervisor.progress.say("stopped")
+    finally:
+        supervisor.close_logs()
 
 
 def _base_url(options: Options) -> str:

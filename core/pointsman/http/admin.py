@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -20,6 +20,17 @@ class Operations(Protocol):
 
     async def call(self, method: str, **params: Any) -> Any:
         """Ask the supervisor; raises `PointsmanError`."""
+
+    async def logging(self, level: str | None = None, library_level: str | None = None) -> Any:
+        """State of the log lines, after a change of their levels where one is asked for."""
+
+
+class LogLevels(BaseModel):
+    """Body of a change of the least levels that are logged; what is absent stays."""
+
+    model_config = ConfigDict(extra="forbid")
+    level: Literal["debug", "info", "warning", "error"] | None = None
+    library_level: Literal["debug", "info", "warning", "error"] | None = None
 
 
 class RollbackRequest(BaseModel):
@@ -62,6 +73,16 @@ def admin_router(operations: Operations) -> APIRouter:
     ) -> Any:
         """Return to the previous good bundle and block the present one for the whole fleet."""
         return await operations.call("rollback", name=name, actor=auth.user_id or "admin", reason=body.reason)
+
+    @router.get("/pointsman/logs")
+    async def logs(_: UserAPIKeyAuth = Depends(_admin)) -> Any:
+        """The least levels that are logged, and how many records this worker and the supervisor lost."""
+        return await operations.logging()
+
+    @router.post("/pointsman/logs")
+    async def set_logs(body: LogLevels, _: UserAPIKeyAuth = Depends(_admin)) -> Any:
+        """Change the levels in every worker and in the supervisor, until the gateway ends."""
+        return await operations.logging(level=body.level, library_level=body.library_level)
 
     return router
 

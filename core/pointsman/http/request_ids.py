@@ -3,12 +3,15 @@
 The outermost middleware settles it before anything else happens, so that every answer has it, a refusal at shutdown too.
 Below, the request's headers carry it once: as `x-request-id`, which LiteLLM passes on where it is told to, and as
 `x-litellm-call-id` unless the client gave one, by which LiteLLM takes an id for the call that it did not make. So it stands in
-LiteLLM's spend rows (`litellm_call_id`), its callbacks and our decision records.
+LiteLLM's spend rows (`litellm_call_id`) and its callbacks. LiteLLM keys some of those rows by the call's id and drops a second
+row of the same key, and a client (or a proxy that tries again) may send one id twice: so a client's gets eight random digits
+behind a dot there.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 import uuid
 from collections.abc import Iterable
 
@@ -21,7 +24,7 @@ CALL_ID = "x-litellm-call-id"
 MAX_LENGTH = 128
 MEANING = (
     "The request's id: the client's (1 to 128 printable ASCII characters), else one made here. On every answer, and in log "
-    "lines, decision records, LiteLLM's spend rows (`litellm_call_id`) and calls to providers."
+    "lines, decision records and calls to providers; it begins `litellm_call_id` in LiteLLM's spend rows."
 )
 _NAME, _CALL_ID = HEADER.encode("ascii"), CALL_ID.encode("ascii")
 _USABLE = re.compile(rf"[!-~](?:[ -~]{{0,{MAX_LENGTH - 2}}}[!-~])?".encode("ascii"))
@@ -55,11 +58,12 @@ class RequestIds:
         headers = list(scope["headers"])
         call_id = _first(headers, _CALL_ID)
         given = (value for value in (_first(headers, _NAME), call_id) if value is not None and usable(value))
-        identity = next(given, None) or str(uuid.uuid4()).encode("ascii")
+        taken = next(given, None)
+        identity = taken or str(uuid.uuid4()).encode("ascii")
         below = [(key, value) for key, value in headers if key.lower() != _NAME]
         below.append((_NAME, identity))
         if call_id is None:
-            below.append((_CALL_ID, identity))
+            below.append((_CALL_ID, identity if taken is None else b"%s.%s" % (identity, secrets.token_hex(4).encode("ascii"))))
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.accept"):

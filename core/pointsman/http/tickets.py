@@ -128,11 +128,16 @@ class Tickets:
                 headers = list(message.get("headers", ()))
                 served_by = next((v.decode("latin-1") for k, v in headers if k == b"x-litellm-model-id"), None)
                 message = {**message, "headers": headers + _headers(ticket, served_by)}
-                if message["status"] >= 400:
-                    _tell(scope, ticket, message["status"])
+                ticket.answered = message["status"]
+                if ticket.settle is not None:
+                    ticket.settle(ticket.answered)
+                if ticket.answered >= 400:
+                    _tell(scope, ticket, ticket.answered)
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
+            if ticket.settle is not None:  # no answer has begun
+                ticket.settle(500)
             CURRENT.reset(token)

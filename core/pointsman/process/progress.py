@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -12,15 +13,18 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Writes to `stream` (standard error by default); `quiet` writes nothing."""
+    """Writes to `stream` (standard error by default); `quiet` writes nothing. With `logger` set, lines are its records."""
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._quiet = quiet
+        self.logger: logging.Logger | None = None
 
     def say(self, text: str) -> None:
         """One line."""
-        if not self._quiet:
+        if self.logger is not None:
+            self.logger.info("%s", text.strip())
+        elif not self._quiet:
             print(text, file=self._stream, flush=True)
 
     def detail(self, text: str) -> None:

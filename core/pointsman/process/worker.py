@@ -9,13 +9,20 @@ import asyncio
 import logging
 import socket
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from pointsman.callbacks.exports import attach
+from pointsman.callbacks.logs import Logs
+from pointsman.callbacks.privacy import Redactor
+from pointsman.callbacks.span_export import close_spans, install
 from pointsman.custom_router.hook import router_hook
 from pointsman.gateway import build_app
 from pointsman.http.drain import DrainingServer
+from pointsman.http.request_ids import RequestIds
 from pointsman.process.channel import Channel, ChannelClosedError
 from pointsman.process.models import ModelSync
 from pointsman.runtime import Runtime
@@ -27,22 +34,14 @@ logger = logging.getLogger("pointsman.worker")
 
 LIFESPAN_SECONDS = 20
 """What LiteLLM's own shutdown (flushing spend) may take after the last request."""
+SPANS_SECONDS = 5.0
+"""What the last export of spans may take."""
 
 
 def run_worker(worker: int, control: str, listen_fd: int) -> int:
     """Run worker number `worker` until it is drained; returns the exit status."""
-    _log_to_stderr()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(worker, control, listen_fd))
-
-
-def _log_to_stderr() -> None:
-    """Our records and uvicorn's. LiteLLM sets up its own; a handler at the root would print those twice."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    for name in ("pointsman", "uvicorn"):
-        logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _loop_factory() -> Any:
@@ -60,16 +59,44 @@ async def _serve(worker: int, control: str, listen_fd: int) -> int:
         return 1
     sys.path.extend(welcome["python_path"])  # callbacks that the user keeps beside the YAML; last, so that they shadow nothing
     settings = PointsmanSettings.model_validate_json(welcome["settings"])
+    logs = _logs(settings, worker, welcome["logs"])
+    try:
+        return await _run(worker, channel, settings, welcome, listen_fd, logs)
+    except Exception:  # whatever it is; the log is the place to look
+        logger.critical("the worker failed", exc_info=True)
+        return 1
+    finally:
+        await asyncio.to_thread(logs.close)
+
+
+def _logs(settings: PointsmanSettings, worker: int, told: Mapping[str, Any]) -> Logs:
+    logs = Logs(settings, f"worker-{worker}", text=told["text"], secrets=told["secrets"], levels=tuple(told["levels"]))
+    logs.output.share(Path(told["lock"]))
+    logs.install()
+    logs.redirect()
+    return logs
+
+
+async def _run(
+    worker: int, channel: Channel, settings: PointsmanSettings, welcome: Mapping[str, Any], listen_fd: int, logs: Logs
+) -> int:
     runtime = Runtime(worker, channel, settings, welcome["database_url"], welcome["aliases"])
+    runtime.logs = logs
     runtime.models = ModelSync(welcome["models"])
     runtime.metrics.know(welcome["models"])
     await runtime.decisions.start()
     await asyncio.gather(runtime.install(welcome["remote"]), *(runtime.apply(snapshot) for snapshot in welcome["snapshots"]))
     router_hook.bind(runtime)
 
+    install(
+        settings.telemetry.traces,
+        content=settings.privacy.capture_prompts,
+        messages=settings.telemetry.logs.provider_messages,
+        clean=Redactor(welcome["logs"]["secrets"], settings.privacy.redact).text,
+    )
     in_flight = build_app(runtime)
     config = uvicorn.Config(
-        in_flight,
+        RequestIds(in_flight),
         http="httptools",
         loop="none",
         lifespan="on",
@@ -82,6 +109,8 @@ async def _serve(worker: int, control: str, listen_fd: int) -> int:
 
     def started() -> None:
         router_hook.come_last()
+        logs.install()  # LiteLLM has read its configuration, which may have added handlers and changed levels
+        attach(runtime.exports)
         runtime.tell(type="ready")
 
     server = DrainingServer(
@@ -101,4 +130,6 @@ async def _serve(worker: int, control: str, listen_fd: int) -> int:
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
         await runtime.close()
+        if not await close_spans(SPANS_SECONDS):
+            logger.warning("spans could not be sent within %g s of the end, and are lost", SPANS_SECONDS)
     return 0 if server.started else 1

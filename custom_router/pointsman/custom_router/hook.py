@@ -85,6 +85,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self._cascades: Cascades | None = None
         self._sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = ()
         self._spans: RequestSpans | None = None
+        self._forward_request_id = False
 
     def bind(self, runtime: Runtime) -> None:
         """Give it the worker's strategies and store; once, before the worker serves."""
@@ -97,6 +98,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         )
         self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
         self._sinks, self._spans = runtime.sinks, runtime.spans
+        self._forward_request_id = runtime.settings.telemetry.forward_request_id
 
     def come_last(self) -> None:
         """Stand at the end of LiteLLM's callbacks.
@@ -191,7 +193,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             group=group,
             text=text_of(turns),
             candidates=candidates,
-            request_id=kwargs.get("litellm_call_id"),
+            request_id=ticket.request_id or kwargs.get("litellm_call_id"),
             trace_id=_trace_id(),
             key_hash=metadata.get("user_api_key_hash") or metadata.get("user_api_key"),
             team_id=metadata.get("user_api_key_team_id"),
@@ -249,6 +251,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             changes["stream_options"] = {**(kwargs.get("stream_options") or {}), "include_usage": True}
         if self._spans is not None and ticket is not None and (kind in TEXT_CALLS or kind in EMBEDDING_CALLS):
             headers = self._spans.begin(ticket, metadata.get(DECISION_KEY), metadata.get("model_group"))
+            if self._forward_request_id and ticket.request_id is not None:
+                headers["x-request-id"] = ticket.request_id
             if headers:
                 changes["headers"] = {**(kwargs.get("headers") or {}), **headers}
         return {**kwargs, **changes} if changes else None
