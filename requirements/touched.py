@@ -45,6 +45,11 @@ TOUCHED: dict[str, str] = {
     "litellm.proxy._types:LitellmUserRoles": "who is an administrator",
     "litellm.proxy._types:UserAPIKeyAuth": "who calls our endpoints",
     "litellm.proxy.auth.user_api_key_auth:user_api_key_auth": "authenticates our endpoints",
+    # Spans (core/callbacks/span_export.py).
+    "litellm.integrations.otel.model.config:is_otel_v2_enabled": "whether anybody asked for traces",
+    "litellm.integrations.otel.plumbing.providers:register_exporter_factory": "its exporters, behind our sampler and scrubber",
+    "litellm.integrations.otel.plumbing.providers:parse_headers": "its exporters, made as it makes them",
+    "litellm.integrations.otel.plumbing.otlp_tls:resolve_otlp_http_tls": "its exporters, made as it makes them",
     # The mock provider (core/backends).
     "litellm:CustomLLM": "base of the mock provider",
     "litellm.types.utils:EmbeddingResponse": "its answers",

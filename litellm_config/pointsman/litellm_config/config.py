@@ -26,6 +26,7 @@ from pointsman.litellm_config.section import read_settings
 from pointsman.litellm_config.source import Source, read_source
 from pointsman.litellm_config.strategies import check_strategies, translate
 from pointsman.settings import PointsmanSettings
+from pointsman.telemetry_settings import TraceSettings
 
 __all__ = ["EFFECTIVE_NAME", "GatewayConfig", "check", "litellm_environment", "load", "write_effective"]
 
@@ -95,11 +96,24 @@ def litellm_environment(config: GatewayConfig, env: Mapping[str, str]) -> dict[s
     """The variables to add to the environment of LiteLLM's processes. What the user has set is left out, and so wins."""
     variables = {item.name: item.value for item in ENVIRONMENT if item.name not in env}
     litellm = config.effective.get("litellm_settings") or {}
-    if not _exports_traces(litellm) and not any(name.startswith("OTEL_") for name in env):
-        variables.pop("LITELLM_OTEL_V2", None)  # asked for by nobody, it would print every span to standard output
-    if litellm.get("json_logs") is True and "JSON_LOGS" not in env:
-        variables["JSON_LOGS"] = "True"  # LiteLLM's command line does this before the first line is logged
+    if _exports_traces(litellm) or any(name.startswith("OTEL_") for name in env):
+        sampling = _sampling(config.settings.telemetry.traces)
+        if sampling.keys().isdisjoint(env):  # half of ours and half of the user's would be nobody's
+            variables |= sampling
+    else:
+        for name in ("LITELLM_OTEL_V2", "OTEL_SEMCONV_STABILITY_OPT_IN"):
+            variables.pop(name, None)  # asked for by nobody, it would print every span to standard output
     return variables
+
+
+def _sampling(traces: TraceSettings) -> dict[str, str]:
+    """The SDK's variables that make the sampler which the settings describe."""
+    if traces.failures:
+        return {"OTEL_TRACES_SAMPLER": "always_on"}  # what is dropped is dropped when it is known not to have failed
+    if traces.ratio == 1.0 and traces.parent:
+        return {}
+    name = "parentbased_traceidratio" if traces.parent else "traceidratio"
+    return {"OTEL_TRACES_SAMPLER": name, "OTEL_TRACES_SAMPLER_ARG": repr(traces.ratio)}
 
 
 def _exports_traces(litellm: Mapping[str, Any]) -> bool:

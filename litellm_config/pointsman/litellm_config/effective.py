@@ -148,6 +148,17 @@ ENVIRONMENT: tuple[Variable, ...] = (
         "GenAI semantic conventions, one trace a request, no prompt text unless asked. "
         "Only where a callback or an `OTEL_` variable asks for traces: else every span would be printed.",
     ),
+    Variable(
+        "OTEL_SEMCONV_STABILITY_OPT_IN",
+        "http",
+        "Server spans say `http.response.status_code` and `url.path`, OpenTelemetry's stable names, and not the older ones. "
+        "Only where traces are asked for.",
+    ),
+    Variable(
+        "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED",
+        "true",
+        "OpenTelemetry's exporters count what they send and lose, for `pointsman_export_records_total`.",
+    ),
     Variable("LITELLM_DONT_SHOW_FEEDBACK_BOX", "true", "No banner among the log lines."),
     Variable(
         "REDIS_CIRCUIT_BREAKER_RECOVERY_TIMEOUT",
@@ -192,6 +203,7 @@ def make_effective(
     elif router.get("routing_strategy") not in LITELLM_STRATEGIES:
         router.pop("routing_strategy", None)
     _apply_defaults(effective)
+    _section(effective, "litellm_settings").pop("json_logs", None)  # `telemetry.logs.format`: one writer of all lines
     _add_callback(_section(effective, "litellm_settings"))
     if any(_is_mock(entry) for entry in effective["model_list"]):
         _add_provider(_section(effective, "litellm_settings"), "mock", MOCK_HANDLER)
