@@ -125,7 +125,7 @@ check-locks: setup
 
 # ---- write ----
 
-.PHONY: lock bump-litellm docs coverage bench-startup bench-database bench-strategies clean
+.PHONY: lock bump-litellm docs coverage bench-startup bench-database bench-strategies bench-telemetry clean
 lock: $(STAMPS)/python ## resolve requirements/*.txt anew, keeping what fits; UPGRADE=1 takes the newest
 	@$(BIN)/python -m requirements.locks compile $(if $(UPGRADE),--upgrade)
 
@@ -146,6 +146,9 @@ bench-database: setup ## the query engine beside plain psycopg: latency and thro
 
 bench-strategies: setup ## quality, cost and decision time of every strategy; beside LLMRouter's with ARGS='--llmrouter PYTHON'
 	@$(BIN)/python -m bench.strategies $(ARGS)
+
+bench-telemetry: setup ## CPU of a request with telemetry, beside one without: ours and LiteLLM's, in one run
+	@$(BIN)/python -m bench.telemetry $(ARGS)
 
 clean: ## remove the environment, caches and build output; the data directory stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

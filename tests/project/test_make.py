@@ -166,6 +166,10 @@ def test_bench_database_runs_the_module(done: Path) -> None:
     assert "ran: -m bench.database" in _make("bench-database", f"VENV={done}").stdout
 
 
+def test_bench_telemetry_runs_the_module(done: Path) -> None:
+    assert "ran: -m bench.telemetry" in _make("bench-telemetry", f"VENV={done}").stdout
+
+
 def test_bench_strategies_runs_the_module(done: Path) -> None:
     assert "ran: -m bench.strategies" in _make("bench-strategies", f"VENV={done}").stdout
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import get_args
 
 import httpx
@@ -19,6 +20,8 @@ from support.processes import marked, resident_mib, wait_for
 from support.topology import routed_config, single
 from support.upstreams import Upstreams
 
+AT_MOST = 0.08
+"""What all of our signals may add to the processor time of a request without any."""
 CALLERS = 6
 DOWN_SECONDS = 60.0
 FAULT_SECONDS = 12.0
@@ -178,3 +181,12 @@ def test_a_receiver_that_misbehaves(load: Load, central: Langfuse, own: Langfuse
     assert not failed, failed[:3]
     assert max(bad) < FELT_SECONDS, told
     assert after - before < 2 * MIB_PER_WORKER, told
+
+
+@pytest.mark.slow("observability")
+def test_what_our_signals_cost(tmp_path: Path) -> None:
+    from bench.telemetry import measure
+
+    report = measure(tmp_path, rounds=7, requests=200)
+    print("\ncost:", report)
+    assert report.ours <= AT_MOST, report
