@@ -188,6 +188,7 @@ def mlops_train(
         holdout=holdout,
         seed=seed,
         llm_data=llm_data,
+        env=environment(),
         progress=lambda line: click.echo(line, err=True),
     )
     click.echo(str(bundle))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pointsman import litellm_config
+from pointsman.callbacks.process_spans import ProcessSpans
 from pointsman.database_credentials import DatabaseAccess
 from pointsman.database_url import migration_url, parts_of
 from pointsman.decisions.store import maintain
@@ -207,6 +208,9 @@ class Supervisor:
         cache_dir = options.data_dir / ("bundles" if options.embedded else f"serve-{options.port}/bundles")
         if config.settings.strategies:
             _must_be_writable(cache_dir)
+        callbacks = config.effective.get("callback_settings") or {}
+        spans = ProcessSpans.from_environment(self._env, callbacks.get("otel"))
+        stack.push_async_callback(asyncio.to_thread, spans.close)
         self._remote = remote = RemoteService(config.settings, run_dir, cache_dir, self._env)
         self._strategies = strategies = StrategyService(
             config.settings,
@@ -218,6 +222,7 @@ class Supervisor:
             remote,
             self._models,
             self._aliases,
+            spans.reload,
         )
         self._config_sync = ConfigSync(config, self._env, self._found, run_dir, pool)
         stack.push_async_callback(self._cancel_tasks)

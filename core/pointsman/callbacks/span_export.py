@@ -21,12 +21,12 @@ from opentelemetry.util.types import AttributeValue
 from pointsman.callbacks.span_sampling import TailSampler
 from pointsman.telemetry_settings import TraceSettings
 
-__all__ = ["Scrubber", "ShapedExporter", "close_spans", "install"]
+__all__ = ["GRPC_KINDS", "HTTP_KINDS", "Scrubber", "ShapedExporter", "close_spans", "install", "traces_endpoint"]
 
 Clean = Callable[[str], str]
 
-_HTTP_KINDS = ("otlp_http", "http", "http/protobuf")
-_GRPC_KINDS = ("otlp_grpc", "grpc")
+HTTP_KINDS = ("otlp_http", "http", "http/protobuf")
+GRPC_KINDS = ("otlp_grpc", "grpc")
 _URLS = frozenset({"http.url", "http.target", "url.full"})
 _QUERY = "url.query"
 _SAID = frozenset(
@@ -145,7 +145,7 @@ def _make(kind: str, wrap: Callable[[SpanExporter], SpanExporter], spec: Any) ->
     """The exporter that LiteLLM makes of the same description, wrapped."""
     from litellm.integrations.otel.plumbing.providers import parse_headers
 
-    if kind in _GRPC_KINDS:
+    if kind in GRPC_KINDS:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
         return wrap(GrpcExporter(endpoint=spec.endpoint, headers=parse_headers(spec.headers)))
@@ -155,7 +155,7 @@ def _make(kind: str, wrap: Callable[[SpanExporter], SpanExporter], spec: Any) ->
     tls = resolve_otlp_http_tls("TRACES")
     return wrap(
         HttpExporter(
-            endpoint=spec.traces_endpoint or _traces_endpoint(spec.endpoint),
+            endpoint=spec.traces_endpoint or traces_endpoint(spec.endpoint),
             headers=parse_headers(spec.headers),
             certificate_file=tls.certificate_file,
             session=tls.session,
@@ -163,7 +163,7 @@ def _make(kind: str, wrap: Callable[[SpanExporter], SpanExporter], spec: Any) ->
     )
 
 
-def _traces_endpoint(endpoint: str | None) -> str | None:
+def traces_endpoint(endpoint: str | None) -> str | None:
     """Where traces go of a collector's base URL; None: what the exporter itself reads from the environment."""
     if not endpoint:
         return None
@@ -190,7 +190,7 @@ def install(settings: TraceSettings, *, content: bool, messages: bool, clean: Cl
             sampler = TailSampler(settings.ratio, parent=settings.parent, **limits)
         return ShapedExporter(inner, Scrubber(content=content, messages=messages, clean=clean), sampler)
 
-    for kind in (*_HTTP_KINDS, *_GRPC_KINDS):
+    for kind in (*HTTP_KINDS, *GRPC_KINDS):
         register_exporter_factory(kind, partial(_make, kind, wrap))
     return True
 

@@ -20,7 +20,7 @@ from opentelemetry.util.types import AttributeValue
 from pointsman.decisions.ticket import Ticket, current_ticket
 from pointsman.decisions.types import Attempt, Decision, Outcome
 
-__all__ = ["MAX_ITEMS", "SCOPE", "RequestSpans"]
+__all__ = ["MAX_ITEMS", "SCOPE", "RequestSpans", "given"]
 
 SCOPE = "pointsman"
 """Name of the instrumentation scope of every span of ours."""
@@ -115,7 +115,7 @@ class RequestSpans:
             "pointsman.route.microseconds": decision.microseconds,
             "gen_ai.request.model": decision.group,
         }
-        span = self._tracer.start_span("pointsman.route", attributes=_given(values), start_time=start)
+        span = self._tracer.start_span("pointsman.route", attributes=given(values), start_time=start)
         if (encoded := decision.encoded) is not None:
             about: dict[str, AttributeValue | None] = {
                 "pointsman.strategy.name": decision.strategy,
@@ -126,7 +126,7 @@ class RequestSpans:
             inner = self._tracer.start_span(
                 "pointsman.encode",
                 context=trace.set_span_in_context(span),
-                attributes=_given(about),
+                attributes=given(about),
                 start_time=start + encoded.begin * 1000,
             )
             inner.end(start + encoded.end * 1000)
@@ -143,7 +143,7 @@ class RequestSpans:
             "error.type": attempt.error,
             "http.response.status_code": attempt.status,
         }
-        span.set_attributes(_given(values))
+        span.set_attributes(given(values))
         if attempt.outcome != "ok":
             span.set_status(Status(StatusCode.ERROR))
         span.end(_ns(attempt.created_at))
@@ -160,5 +160,6 @@ class RequestSpans:
                 span.end()
 
 
-def _given(values: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
+def given(values: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
+    """Without those that are not known."""
     return {name: value for name, value in values.items() if value is not None}

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
+from zipfile import ZipFile
 
+from opentelemetry.util.types import AttributeValue
+
+from pointsman.callbacks.process_spans import ProcessSpans
+from pointsman.callbacks.spans import given
 from pointsman.errors import ConfigError
 
 __all__ = ["import_strategy", "parse_settings", "train_strategy"]
+
+
+class Options(TypedDict):
+    """What else was typed; see `pointsman.mlops.train.train`."""
+
+    name: str | None
+    encoder: str | None
+    settings: Sequence[str]
+    holdout: float
+    seed: int
+    llm_data: Path | None
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -37,6 +53,45 @@ def train_strategy(
     data: Path | None,
     out: Path,
     *,
+    env: Mapping[str, str],
+    progress: Callable[[str], None],
+    **options: Unpack[Options],
+) -> Path:
+    """Train one kind; see `pointsman.mlops.train.train`. The bundle's path.
+
+    Where the environment names a collector (`OTEL_EXPORTER`, `OTEL_ENDPOINT`), the run is a span, under `TRACEPARENT`.
+
+    Raises:
+        ConfigError: E4206 (no such kind), E4204 (data are missing), E4203 (settings).
+        BundleError: E4320, the data cannot be used.
+    """
+    spans = ProcessSpans.from_environment(env)
+    try:
+        with spans.run("pointsman.train", pointsman__train__kind=kind) as span:
+            path = _train(kind, data, out, progress=progress, **options)
+            if span.is_recording():
+                span.set_attributes(_about(path))
+            return path
+    finally:
+        spans.close()
+
+
+def _about(bundle: Path) -> dict[str, AttributeValue]:
+    with ZipFile(bundle) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    values: dict[str, AttributeValue | None] = {
+        "pointsman.strategy.name": manifest["name"],
+        "pointsman.strategy.version": manifest["version"],
+        "pointsman.train.rows": manifest["provenance"].get("rows"),
+    }
+    return given(values)
+
+
+def _train(
+    kind: str,
+    data: Path | None,
+    out: Path,
+    *,
     name: str | None,
     encoder: str | None,
     settings: Sequence[str],
@@ -45,12 +100,6 @@ def train_strategy(
     llm_data: Path | None,
     progress: Callable[[str], None],
 ) -> Path:
-    """Train one kind; see `pointsman.mlops.train.train`. The bundle's path.
-
-    Raises:
-        ConfigError: E4206 (no such kind), E4204 (data are missing), E4203 (settings).
-        BundleError: E4320, the data cannot be used.
-    """
     from pointsman.mlops.sizes import KINDS, make_by_size
     from pointsman.mlops.train import read_prices, train
     from pointsman.mlops.trainers import TRAINERS

@@ -18,7 +18,7 @@ from pointsman.process.fitting import fitting
 from pointsman.process.pool import Worker
 from pointsman.process.remote import RemoteService
 from pointsman.settings import PointsmanSettings, StrategySettings
-from pointsman.strategies.reloader import Reloader, Snapshot
+from pointsman.strategies.reloader import Reload, Reloader, Snapshot
 from pointsman.strategies.rollout import open_rollout
 from pointsman.strategies.serving import how
 
@@ -38,6 +38,7 @@ class StrategyService:
         remote: the strategies that have no bundle.
         models: the entries of `model_list` in service.
         aliases: strategy -> (bundle's candidate name -> deployment's model).
+        observe: is told of each bundle that came into service or was refused.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class StrategyService:
         remote: RemoteService,
         models: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
         aliases: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+        observe: Callable[[Reload], None] = lambda _: None,
     ) -> None:
         self._settings, self._models, self._aliases = settings, models, aliases
         self._names = tuple(settings.strategies)
@@ -62,7 +64,9 @@ class StrategyService:
         self._rollout = open_rollout(database_url, cache_dir)
         encoders = Path(settings.encoders_dir) if settings.encoders_dir else None
         self._reloaders = {
-            name: Reloader(name, _served(strategy), cache_dir / name, self._rollout, self._publish, encoders_dir=encoders)
+            name: Reloader(
+                name, _served(strategy), cache_dir / name, self._rollout, self._publish, encoders_dir=encoders, observe=observe
+            )
             for name, strategy in settings.strategies.items()
             if strategy.source is not None and how(name, strategy) in ("bundle", "cascade")
         }

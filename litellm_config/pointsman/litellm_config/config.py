@@ -101,7 +101,7 @@ def litellm_environment(config: GatewayConfig, env: Mapping[str, str]) -> dict[s
         if sampling.keys().isdisjoint(env):  # half of ours and half of the user's would be nobody's
             variables |= sampling
     else:
-        for name in ("LITELLM_OTEL_V2", "OTEL_SEMCONV_STABILITY_OPT_IN"):
+        for name in ("LITELLM_OTEL_V2", "OTEL_SEMCONV_STABILITY_OPT_IN", "OTEL_SERVICE_NAME"):
             variables.pop(name, None)  # asked for by nobody, it would print every span to standard output
     return variables
 

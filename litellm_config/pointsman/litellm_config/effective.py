@@ -159,6 +159,11 @@ ENVIRONMENT: tuple[Variable, ...] = (
         "true",
         "OpenTelemetry's exporters count what they send and lose, for `pointsman_export_records_total`.",
     ),
+    Variable(
+        "OTEL_SERVICE_NAME",
+        "pointsman",
+        "`service.name` of the spans, the same one as of log records. Only where traces are asked for.",
+    ),
     Variable("LITELLM_DONT_SHOW_FEEDBACK_BOX", "true", "No banner among the log lines."),
     Variable(
         "REDIS_CIRCUIT_BREAKER_RECOVERY_TIMEOUT",

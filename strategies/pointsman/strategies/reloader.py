@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -27,13 +28,13 @@ from pointsman.strategies.fetch import Fetcher, RejectedError
 from pointsman.strategies.pointer import Pointer
 from pointsman.strategies.problems import Problems
 from pointsman.strategies.rollout import Rollout, accepted, blocked
-from pointsman.strategies.snapshot import Snapshot, StrategyStatus
+from pointsman.strategies.snapshot import Reload, Snapshot, StrategyStatus
 from pointsman.strategies.sources import Source, is_bundle, open_source
 from pointsman.strategies.stage import Publish, Stage
 from pointsman.strategies.threads import in_thread
 from pointsman.strategies.vault import Kept, Vault
 
-__all__ = ["Publish", "Reloader", "Snapshot", "StrategyStatus"]
+__all__ = ["Publish", "Reload", "Reloader", "Snapshot", "StrategyStatus"]
 
 logger = logging.getLogger("pointsman.strategies")
 
@@ -54,6 +55,7 @@ class Reloader:
         publish: gives a snapshot to every worker; called once per generation, in order.
         source: instead of the one that `settings.source` names.
         encoders_dir: see `load_bundle`.
+        observe: is told of each change and each refusal; neither blocks nor raises.
     """
 
     def __init__(
@@ -65,8 +67,11 @@ class Reloader:
         publish: Publish,
         source: Source | None = None,
         encoders_dir: Path | None = None,
+        observe: Callable[[Reload], None] = lambda _: None,
     ) -> None:
         self.name = name
+        self._observe = observe
+        self._told = (0, 0, "")  # swaps, refusals and version that were observed
         self._settings = settings
         self._rollout = rollout
         assert settings.source is not None  # noqa: S101 - narrows the type; what has no source has no reloader
@@ -122,7 +127,7 @@ class Reloader:
         Never raises because something is away or bad; `status` tells.
         """
         try:
-            async with self._changing:
+            async with self._observed(), self._changing:
                 await self._stage.open()
                 await self._read_rollout()
                 await self._stage.restore()
@@ -166,7 +171,7 @@ class Reloader:
             DatabaseError: E4500, the fleet cannot be told.
             ProcessError: E4602, the disk refuses. After any of them what was in service still is.
         """
-        async with self._changing:
+        async with self._observed(), self._changing:
             stage = self._stage
             await stage.open()
             await stage.set_desired(await self._rollout.read(self.name))
@@ -187,10 +192,35 @@ class Reloader:
     def _no_way_back(self, why: str) -> BundleError:
         return BundleError(why, code="E4313", where=self.name, mend="publish a good bundle")
 
+    @asynccontextmanager
+    async def _observed(self) -> AsyncIterator[None]:
+        """Tell what the block changed. Of two at a time (a poll, a rollback) the first to end tells of it."""
+        started = time.time_ns()
+        try:
+            yield
+        finally:
+            stage, snapshot = self._stage, self._stage.snapshot if self._stage.serving else None
+            version = snapshot.version if snapshot else ""
+            (swaps, rejected, previous), self._told = self._told, (stage.swaps, self._problems.rejected, version)
+            changed = stage.swaps > swaps or version != previous
+            if changed or self._problems.rejected > rejected:
+                worst = self._problems.worst
+                self._observe(
+                    Reload(
+                        strategy=self.name,
+                        version=version or None,
+                        generation=stage.local.generation if changed else None,
+                        previous_version=(previous or None) if changed else None,
+                        error=(worst.code if worst else "E4306") if self._problems.rejected > rejected else None,
+                        started=started,
+                        ended=time.time_ns(),
+                    )
+                )
+
     # One poll -------------------------------------------------------------------------------------------------------------
 
     async def _poll(self, *, source: bool, force: bool = False) -> None:
-        async with self._polling:
+        async with self._polling, self._observed():
             self._counters["polls"] += 1
             try:
                 async with self._changing:

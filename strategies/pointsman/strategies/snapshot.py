@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Snapshot", "StrategyStatus"]
+__all__ = ["Reload", "Snapshot", "StrategyStatus"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,27 @@ class Snapshot:
     models: tuple[str, ...] = ()
     scale: str = ""
     calibrated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """What was in service has changed, or something that was proposed was refused.
+
+    Attributes:
+        strategy: its name.
+        version, generation: in service now; None: nothing is, or it was not changed.
+        previous_version: in service before.
+        error: code of why it was refused, or None.
+        started, ended: Unix time in nanoseconds, fetch and verification included.
+    """
+
+    strategy: str
+    version: str | None
+    generation: int | None
+    previous_version: str | None
+    error: str | None
+    started: int
+    ended: int
 
 
 @dataclass(frozen=True, slots=True)
