@@ -243,13 +243,33 @@ def _stack(errors: list[Told]) -> str:
 
 def fields_of(entry: Entry, redactor: Redactor) -> dict[str, Any]:
     """The line's fields in their order (`names.LOG_FIELDS`), redacted."""
+    told = _fields(entry, _UNTOUCHED)
+    try:
+        clean = redactor.nothing_in(orjson.dumps(told, default=str, option=orjson.OPT_NON_STR_KEYS).decode())
+    except TypeError:  # half a character, which the redactor mends
+        clean = False
+    return told if clean else _fields(entry, redactor)
+
+
+class _Untouched(Redactor):
+    def text(self, value: str) -> str:
+        return value
+
+    def value(self, value: Any) -> Any:
+        return value
+
+
+_UNTOUCHED = _Untouched()
+
+
+def _fields(entry: Entry, redactor: Redactor) -> dict[str, Any]:
     when = datetime.fromtimestamp(entry.created, UTC)
     message = entry.message if entry.message is not None else constant_text(*entry.source)
     told: dict[str, Any] = {
         "timestamp": when.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "level": logging.getLevelName(entry.level),
         "logger": entry.logger,
-        "message": _bounded(redactor.text(_COLOURS.sub("", message))),
+        "message": _clean(_COLOURS.sub("", message) if "\x1b" in message else message, redactor),
     }
     told.update((name, redactor.text(value)) for name, value in entry.identity.items())
     told.update(redactor.value(entry.fields))
@@ -257,14 +277,18 @@ def fields_of(entry: Entry, redactor: Redactor) -> dict[str, Any]:
         outer = entry.errors[0]
         told["error_type"] = outer.type
         if outer.message is not None:
-            told["error_message"] = _bounded(redactor.text(outer.message))
-        told["stack"] = _bounded(redactor.text(_stack(entry.errors)))
+            told["error_message"] = _clean(outer.message, redactor)
+        told["stack"] = _clean(_stack(entry.errors), redactor)
     if entry.message is None or entry.errors:
         told["source"] = f"{entry.source[0].rpartition('site-packages/')[2]}:{entry.source[1]}"
     return told
 
 
-def _bounded(text: str) -> str:
+def _clean(text: str, redactor: Redactor) -> str:
+    """Redacted, then cut: half a secret would not be known for one."""
+    if len(text) > 8 * MAX_TEXT:  # what is that long is not searched
+        text = text[: MAX_TEXT // 2] + " …"
+    text = redactor.text(text)
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT // 2]} … {text[-MAX_TEXT // 2 :]}"
 
 

@@ -12,29 +12,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import orjson
+
 __all__ = ["REDACTED", "Redactor", "known_secrets"]
 
 REDACTED = "[redacted]"
 MIN_SECRET = 8
 """Characters; a shorter value (`test`, `1234`) would take ordinary words out of every line."""
 
-_SHAPES = "|".join(
+_SHAPES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("private key",), r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"),
+    (("sk-",), r"\bsk-[A-Za-z0-9_-]{6,}"),  # OpenAI, Anthropic, LiteLLM's virtual keys, Langfuse
+    (("k-lf-",), r"\b[pr]k-lf-[A-Za-z0-9-]{8,}"),
+    (("akia", "asia"), r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),  # AWS
+    (("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"), r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}"),
+    (("aiza",), r"\bAIza[A-Za-z0-9_-]{30,}"),  # Google
+    (("hf_",), r"\bhf_[A-Za-z0-9]{20,}"),
+    (("xox",), r"\bxox[abpr]-[A-Za-z0-9-]{10,}"),  # Slack
+    (("eyj",), r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),  # JSON web tokens
+    (("://",), r"(?<=://)[^\s/@:]{0,128}:[^\s/@]{1,512}(?=@)"),  # user and password of a URL
+    (("bearer ", "basic "), r"(?i:(?<=bearer )|(?<=basic ))[A-Za-z0-9._~+/=-]{6,}"),
     (
-        r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
-        r"\bsk-[A-Za-z0-9_-]{6,}",  # OpenAI, Anthropic, LiteLLM's virtual keys
-        r"\b(?:sk|pk|rk)-lf-[A-Za-z0-9-]{8,}",  # Langfuse
-        r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",  # AWS
-        r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}",
-        r"\bAIza[A-Za-z0-9_-]{30,}",  # Google
-        r"\bhf_[A-Za-z0-9]{20,}",
-        r"\bxox[abpr]-[A-Za-z0-9-]{10,}",  # Slack
-        r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",  # JSON web tokens
-        r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)",  # user and password of a URL
-        r"(?i:(?<=bearer )|(?<=basic ))[A-Za-z0-9._~+/=-]{6,}",
-        r"""(?ix:\b(?:[\w.-]*(?:api[_-]?key|secret|passw(?:or)?d|token|authorization|credential)s?)
+        ("api_key", "api-key", "apikey", "secret", "passw", "token", "authorization", "credential"),
+        r"""(?ix:\b(?:[\w.-]{0,40}(?:api[_-]?key|secret|passw(?:or)?d|token|authorization|credential)s?)
             ["']?\s*[:=]\s*["']?(?!\[redacted\])(?:bearer\s+|basic\s+)?)([^\s"',;&}\])]{4,})""",
-    )
+    ),
 )
+"""What must stand in a text, in lower case, for a shape to be looked for; looking costs far more than that; and the shape."""
+
 _COUNTS = re.compile(r"(?i)\w*tokens$|\w*_token_count$")
 _SECRET_NAME = re.compile(
     r"(?i)(api[_-]?key|secret|passw(or)?d|passwd|token|authorization|master_key|salt_key|credential|private_key)$"
@@ -53,16 +58,32 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = (), rules: Iterable[str] = ()) -> None:
         values = {value for secret in secrets if len(secret) >= MIN_SECRET for value in (secret, quote(secret, safe=""))}
-        exact = "|".join(re.escape(value) for value in sorted(values, key=len, reverse=True))
-        self._exact = re.compile(exact) if exact else None
-        self._shapes = re.compile(_SHAPES)
+        self._exact = sorted(values, key=len, reverse=True)
+        self._shapes = tuple((hints, re.compile(shape)) for hints, shape in _SHAPES)
+        self._hints = tuple(hint for hints, _ in _SHAPES for hint in hints)
+        self._spelled = {form for value in values for form in (value, orjson.dumps(value).decode()[1:-1])}
         self._rules = tuple(re.compile(rule) for rule in rules)
 
+    def nothing_in(self, line: str) -> bool:
+        """Whether a whole line of JSON surely holds nothing to replace; far cheaper than to look at each of its texts."""
+        lower = line.lower()
+        return not (
+            self._rules or any(hint in lower for hint in self._hints) or any(secret in line for secret in self._spelled)
+        )
+
     def text(self, value: str) -> str:
-        """`value` without what may not leave."""
-        if self._exact is not None:
-            value = self._exact.sub(REDACTED, value)
-        value = self._shapes.sub(_replacement, value)
+        """`value` without what may not leave; half a character (a lone surrogate) becomes a question mark."""
+        if not value.isascii():
+            value = value.encode("utf-8", "replace").decode("utf-8")
+        for secret in self._exact:
+            if secret in value:
+                value = value.replace(secret, REDACTED)
+        lower = value.lower()
+        for hints, shape in self._shapes:
+            for hint in hints:
+                if hint in lower:
+                    value = shape.sub(_replacement, value)
+                    break
         for rule in self._rules:
             value = rule.sub(REDACTED, value)
         return value
