@@ -173,11 +173,11 @@ def test_models_found_on_the_machine_join_without_replacing(tmp_path: Path) -> N
 
 def test_the_environment_gives_way_to_the_users(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("model_list: []\nlitellm_settings: {json_logs: true, callbacks: [otel]}\n")
+    path.write_text("model_list: []\nlitellm_settings: {callbacks: [otel]}\n")
     config = load(path, {})
     everything = {item.name for item in ENVIRONMENT}
-    assert set(litellm_environment(config, {})) == everything | {"JSON_LOGS"}
-    given = {"LITELLM_OTEL_V2": "false", "JSON_LOGS": "False", "DISABLE_SCHEMA_UPDATE": ""}
+    assert set(litellm_environment(config, {})) == everything
+    given = {"LITELLM_OTEL_V2": "false", "DISABLE_SCHEMA_UPDATE": ""}
     assert set(litellm_environment(config, given)) == everything - set(given)
     assert all(item.reason for item in ENVIRONMENT)
 
@@ -197,9 +197,15 @@ def test_traces_are_made_only_where_they_are_asked_for(
 ) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"model_list": [], "litellm_settings": settings}))
-    variables = litellm_environment(load(path, env), env)
-    assert ("LITELLM_OTEL_V2" in variables) is wanted
-    assert "JSON_LOGS" not in variables
+    assert ("LITELLM_OTEL_V2" in litellm_environment(load(path, env), env)) is wanted
+
+
+def test_litellm_writes_no_lines_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("model_list: []\nlitellm_settings: {json_logs: true, drop_params: true}\n")
+    config = load(path, {})
+    assert config.effective["litellm_settings"]["drop_params"] is True
+    assert "json_logs" not in config.effective["litellm_settings"]
 
 
 def test_nothing_of_the_process_environment_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
