@@ -10,6 +10,7 @@ from functools import partial
 
 from deploy.observability.dashboards import DASHBOARDS, dashboard_page
 from deploy.observability.objectives import objectives_page
+
 from pointsman.callbacks.names import ATTRIBUTES, LOG_FIELDS, METRICS, SPANS
 from pointsman.errors import CATALOGUE, PointsmanError
 from pointsman.http.request_ids import HEADER, MEANING
