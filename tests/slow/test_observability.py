@@ -28,6 +28,7 @@ BOARDS = sorted((DEPLOY / "grafana").glob("*.json"))
 CHAT = 'endpoint="chat/completions"'
 NAMES = 150
 """Model names that a client makes up below a wildcard; more than may stand in a label."""
+LITELLM_SERIES = 100
 # Rules whose vector is empty as long as all is well, or that want a longer history than a test has.
 QUIET = {"PointsmanDown", "PointsmanStrategyDegraded", "PointsmanWorkerBehind", "PointsmanConfigRejected"}
 QUIET |= {"PointsmanStrategyUndecided", "PointsmanSavedCostFalling", "PointsmanDecisionsDropped"}
@@ -70,7 +71,7 @@ def stand(upstreams: Upstreams, new_database: Callable[[], str], tmp_path_factor
     models += [single(upstreams, name, f"openai/{name}-model") for name in ("shaky", "backup", "dead")]
     models.append({**single(upstreams, "wild", "openai/*"), "model_name": "openai/*"})
     config = routed_config(models, {FILE_STRATEGY: publisher.settings()}, {"auto": FILE_STRATEGY})
-    config["litellm_settings"]["callbacks"] = ["prometheus"]
+    config["litellm_settings"] |= {"callbacks": ["prometheus"], "prometheus_metrics_max_series_per_metric": LITELLM_SERIES}
     config["router_settings"] |= {"fallbacks": [{"shaky": ["backup"]}], "allowed_fails": 1000}
     gateway = Gateway(config, directory / "gateway", new_database())
     with ExitStack() as stack:
@@ -176,6 +177,8 @@ def test_a_flood_of_model_names_is_bounded(stand: Stand) -> None:
         values = stand.prometheus.get(f"label/{label}/values", **{"match[]": metric})
         # Each worker has a bound of its own: 64 words, and what is configured.
         assert len(values) <= 2 * 64 + 10, (label, len(values))
+    # LiteLLM's own, by the setting whose default is 2000 here.
+    assert 20 < stand.prometheus.value("count(litellm_proxy_total_requests_metric_total)") <= LITELLM_SERIES
     answered = stand.ask(admin, "auto")
     assert answered.status_code == 200
     assert "auto" in stand.prometheus.get("label/group/values", **{"match[]": "pointsman_requests_total"})

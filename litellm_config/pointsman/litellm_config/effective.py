@@ -73,6 +73,12 @@ DEFAULTS: tuple[Default, ...] = (
         "Log lines carry the trace id and the call id; off, a line cannot be joined to its request.",
     ),
     Default(
+        "litellm_settings",
+        "prometheus_metrics_max_series_per_metric",
+        2000,
+        "LiteLLM has labels for keys, teams and whatever model name a client makes up, without a bound of its own.",
+    ),
+    Default(
         "litellm_settings", "budget_exceeded_status_code", 429, "LiteLLM answers 422, which clients do not take for a limit."
     ),
     Default(
