@@ -1,0 +1,156 @@
+"""Which traces are kept: whole ones, failed ones always, and of the others a share; with bounds that hold."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.util.types import AttributeValue
+
+from pointsman.callbacks.span_sampling import HARMLESS, TailSampler, failed
+
+OURS, LITELLM = InstrumentationScope("pointsman"), InstrumentationScope("litellm")
+HIGH = (1 << 64) - 1
+"""A trace id that no share below 1 takes."""
+
+
+def context(trace_id: int, span_id: int, *, remote: bool = False, sampled: bool = True) -> SpanContext:
+    return SpanContext(trace_id, span_id, remote, TraceFlags(1 if sampled else 0))
+
+
+def span(
+    trace_id: int,
+    span_id: int,
+    parent: SpanContext | None,
+    *,
+    kind: SpanKind = SpanKind.INTERNAL,
+    error: bool = False,
+    scope: InstrumentationScope = LITELLM,
+    **attributes: AttributeValue,
+) -> ReadableSpan:
+    return ReadableSpan(
+        name=f"s{span_id}",
+        context=context(trace_id, span_id),
+        parent=parent,
+        kind=kind,
+        status=Status(StatusCode.ERROR if error else StatusCode.UNSET),
+        attributes={name.replace("__", "."): value for name, value in attributes.items()},
+        instrumentation_scope=scope,
+    )
+
+
+def sampler(ratio: float = 0.0, *, parent: bool = True, max_spans: int = 10_000, max_age: float = 60.0) -> TailSampler:
+    return TailSampler(ratio, parent=parent, max_spans=max_spans, max_age=max_age, clock=lambda: 0.0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: its trace, whether it failed, whether its client wants the trace kept (None: it said nothing), its spans."""
+
+    trace_id: int
+    fails: bool
+    wanted: bool | None
+    spans: tuple[ReadableSpan, ...]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> list[Request]:
+    """Several, some of them in one trace; a request's spans end in an order of their own, the root's anywhere in it."""
+    made, next_id = [], 1
+    for _ in range(draw(st.integers(1, 6))):
+        trace_id = draw(st.sampled_from([1, 2, HIGH, HIGH - 1 + (1 << 64)]))
+        fails, wanted = draw(st.booleans()), draw(st.sampled_from([None, True, False]))
+        root_id, next_id = next_id, next_id + 1
+        remote = None if wanted is None else context(trace_id, 10_000 + root_id, remote=True, sampled=wanted)
+        children = []
+        parents = [root_id]
+        for _ in range(draw(st.integers(1, 5))):
+            children.append(span(trace_id, next_id, context(trace_id, draw(st.sampled_from(parents)))))
+            parents.append(next_id)
+            next_id += 1
+        if fails:
+            children.append(span(trace_id, next_id, context(trace_id, root_id), error=True, scope=OURS))
+            next_id += 1
+        root = span(trace_id, root_id, remote, kind=SpanKind.SERVER, **{"http__response__status_code": 200})
+        made.append(Request(trace_id, fails, wanted, (*reversed(children), root)))
+    return made
+
+
+@given(requests(), st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_property_a_request_is_kept_whole_or_not_at_all(asked: list[Request], seed: int) -> None:
+    tail, chance = sampler(), random.Random(seed)
+    out: list[ReadableSpan] = []
+    queues = [list(one.spans) for one in asked]
+    while left := [queue for queue in queues if queue]:  # they end side by side, and come in batches
+        out += tail.take([queue.pop(0) for queue in left for _ in range(chance.randint(0, min(3, len(queue))))])
+    assert tail.held == 0, "every root has ended"
+    kept = Counter(one.name for one in out)
+    for one in asked:
+        keep = one.fails or one.wanted is True
+        assert {kept[each.name] for each in one.spans} == {1 if keep else 0}
+    assert tail.kept == len(out)
+    assert tail.kept + tail.dropped == sum(len(one.spans) for one in asked)
+
+
+def test_a_share_is_kept_and_the_same_one_everywhere() -> None:
+    chance = random.Random(7)
+    spans = [span(chance.getrandbits(128), number, None) for number in range(1, 2_001)]
+    first = {one.name for one in sampler(0.5).take(spans)}
+    second = {one.name for one in sampler(0.8).take(spans)}
+    assert 900 < len(first) < 1100
+    assert first <= second, "who keeps more keeps what the others keep"
+    assert sampler(1.0).take([span(HIGH, 1, None)])
+
+
+def test_what_ends_after_its_root_follows_it() -> None:
+    tail = sampler()
+    for trace_id, error in ((1, True), (2, False)):
+        root = span(trace_id, trace_id, None, kind=SpanKind.SERVER, http__response__status_code=500 if error else 200)
+        grandchild = span(trace_id, 20 + trace_id, context(trace_id, 10 + trace_id))
+        assert len(tail.take([grandchild, root])) == error
+        child = span(trace_id, 10 + trace_id, context(trace_id, trace_id))
+        assert [one.name for one in tail.take([child])] == ([f"s{10 + trace_id}", f"s{20 + trace_id}"] if error else [])
+    assert tail.held == 0
+
+
+def test_room_and_time_are_bounded() -> None:
+    now = [0.0]
+    tail = TailSampler(0.0, parent=True, max_spans=100, max_age=60, clock=lambda: now[0])
+    for number in range(1, 1_000):  # no root ever ends
+        tail.take([span(HIGH + number, number, context(HIGH + number, 5_000), error=number % 2 == 0, scope=OURS)])
+        assert tail.held <= 100
+    assert tail.forced == 899
+    assert tail.kept in (449, 450), "those that failed"
+    now[0] = 61
+    tail.take([])
+    assert tail.held == 0
+    assert len(tail._decided) <= 100
+
+
+def test_what_is_held_at_the_end_is_decided_on() -> None:
+    tail = sampler()
+    assert tail.take([span(1, 2, context(1, 1), error=True, scope=OURS), span(2, 4, context(2, 3))]) == []
+    assert [one.name for one in tail.drain()] == ["s2"]
+    assert tail.held == 0
+
+
+def test_whose_fault_it_was() -> None:
+    child = context(1, 1)
+    remote = context(1, 1, remote=True)
+    assert failed(span(1, 2, remote, kind=SpanKind.SERVER, http__response__status_code=503))
+    assert failed(span(1, 2, remote, kind=SpanKind.SERVER, **{"http__status_code": 500}))
+    assert failed(span(1, 2, child, kind=SpanKind.CLIENT, error=True)), "a provider, a database"
+    assert failed(span(1, 2, child, error=True, scope=OURS))
+    assert failed(span(1, 2, child, scope=OURS, pointsman__route__fallback="deadline"))
+    assert failed(span(1, 2, None, error=True)), "a job of the background"
+    assert not failed(span(1, 2, remote, kind=SpanKind.SERVER, error=True, http__response__status_code=401)), "the client's"
+    assert not failed(span(1, 2, child, error=True)), "a phase of LiteLLM's that refused the client"
+    for word in HARMLESS:
+        assert not failed(span(1, 2, child, scope=OURS, pointsman__route__fallback=word))
