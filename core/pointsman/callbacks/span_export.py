@@ -7,6 +7,7 @@ this in front. It runs in the thread that exports.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,6 +30,8 @@ HTTP_KINDS = ("otlp_http", "http", "http/protobuf")
 GRPC_KINDS = ("otlp_grpc", "grpc")
 _URLS = frozenset({"http.url", "http.target", "url.full"})
 _QUERY = "url.query"
+_KEY_HASH = "litellm.api_key.hash"
+_HASH = re.compile(r"[0-9a-f]{64}")
 _SAID = frozenset(
     {"error.message", "exception.message", "exception.stacktrace", "litellm.provider.error.stack_trace", "error.stack_trace"}
 )
@@ -98,6 +101,8 @@ class Scrubber:
             if name in _URLS:
                 if "?" in str(value):  # a key may stand in it
                     changed[name] = str(value).partition("?")[0]
+            elif name == _KEY_HASH and _HASH.fullmatch(str(value)) is None:
+                changed[name] = None  # LiteLLM hashes what begins with `sk-` alone; another wrong key stands there as it came
             elif name == _QUERY:
                 changed[name] = None
             elif name in _SAID:
