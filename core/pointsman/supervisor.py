@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class Supervisor:
         self.options = options
         self.progress = progress
         self.secrets: Secrets | None = None
+        self._started = time.time()
         self._on_ready = on_ready
         self._stop = asyncio.Event()
         self._config: GatewayConfig | None = None
@@ -353,6 +355,7 @@ class Supervisor:
             "database_url": self._database_url,
             "python_path": list(self.config.python_path),
             "aliases": self._aliases,
+            "started": self._started,
             "models": self._config_sync.models,
             "snapshots": self._strategies.snapshots(),
             "remote": self._remote.socket,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["LogSettings", "OtlpSettings", "TelemetrySettings", "TraceSettings"]
+__all__ = ["LogSettings", "MetricsOtlpSettings", "MetricsSettings", "OtlpSettings", "TelemetrySettings", "TraceSettings"]
 
 
 def _valid_collector(value: str) -> str:
@@ -68,6 +68,22 @@ class LogSettings(_Part):
     otlp: OtlpSettings | None = Field(None, description="Send the records to a collector as well.")
 
 
+class MetricsOtlpSettings(_Part):
+    """A collector that takes our metrics by OTLP; one worker sends those of all."""
+
+    endpoint: Collector = Field(description="Base URL, as in `http://collector:4318` (HTTP) or `http://collector:4317` (gRPC).")
+    protocol: Literal["http", "grpc"] = Field("http", description="OTLP over HTTP (protobuf) or over gRPC.")
+    headers: dict[str, str] = Field(default_factory=dict, description="Sent with each export, e.g. the collector's key.")
+    timeout: float = Field(5.0, gt=0, le=60, description="Seconds that one export may take.")
+    interval: float = Field(30.0, ge=1, le=3_600, description="Seconds between two exports.")
+
+
+class MetricsSettings(_Part):
+    """Metrics. The callback `prometheus` opens `/metrics`; this is for who wants them sent."""
+
+    otlp: MetricsOtlpSettings | None = Field(None, description="Send our metrics to a collector as well.")
+
+
 class TraceSettings(_Part):
     """Spans, where the callback `otel` (or an `OTEL_` variable) asks for them: which requests are told of."""
 
@@ -105,5 +121,6 @@ class TelemetrySettings(_Part):
 
     traces: TraceSettings = Field(default_factory=TraceSettings, description="Spans.")
 
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings, description="Metrics.")
     logs: LogSettings = Field(default_factory=LogSettings, description="Log lines.")
     forward_request_id: bool = Field(True, description="Send `x-request-id` to the providers with each call.")

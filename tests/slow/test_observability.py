@@ -6,7 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from support.gateway import Gateway
+from support.otlp import Receiver, attributes, receiver
 from support.processes import wait_for
 from support.prometheus import DEPLOY, Prometheus, expressions, prometheus, queries, tool
 from support.strategy import EASY, FILE_STRATEGY, HARD, FilePublisher
@@ -42,6 +43,7 @@ class Stand:
     prometheus: Prometheus
     publisher: FilePublisher
     upstreams: Upstreams
+    collector: Receiver
     statuses: Counter[str] = field(default_factory=Counter)
 
     def ask(self, client: httpx.Client, model: str, text: str = EASY, **fields: Any) -> httpx.Response:
@@ -73,12 +75,14 @@ def stand(upstreams: Upstreams, new_database: Callable[[], str], tmp_path_factor
     config = routed_config(models, {FILE_STRATEGY: publisher.settings()}, {"auto": FILE_STRATEGY})
     config["litellm_settings"] |= {"callbacks": ["prometheus"], "prometheus_metrics_max_series_per_metric": LITELLM_SERIES}
     config["router_settings"] |= {"fallbacks": [{"shaky": ["backup"]}], "allowed_fails": 1000}
-    gateway = Gateway(config, directory / "gateway", new_database())
     with ExitStack() as stack:
+        collector = stack.enter_context(receiver())
+        config["pointsman"]["telemetry"] = {"metrics": {"otlp": {"endpoint": collector.endpoint, "interval": 2}}}
+        gateway = Gateway(config, directory / "gateway", new_database())
         stack.callback(gateway.kill)
         gateway.start()
         server = stack.enter_context(prometheus(f"127.0.0.1:{gateway.port}", gateway.master_key, directory / "prometheus"))
-        yield Stand(gateway, server, publisher, upstreams)
+        yield Stand(gateway, server, publisher, upstreams, collector)
         gateway.stop()
 
 
@@ -142,6 +146,8 @@ def test_every_query_of_dashboards_and_rules_finds_what_happened(stand: Stand) -
     paid = stand.scraped('sum(pointsman_cost_usd_total{group="auto"})', 0.01)
     strong = server.value('sum(pointsman_always_strong_cost_usd_total{group="auto"})')
     assert paid < strong < 10 * paid
+    # Over OTLP the same, of both workers, sent by one.
+    wait_for(lambda: _pushed(stand.collector) == sum(stand.statuses.values()), 30, "the collector has every request", 1)
     # LiteLLM's in the same scrape.
     assert server.value("sum(litellm_proxy_total_requests_metric_total)") > 0
 
@@ -152,6 +158,13 @@ def test_every_query_of_dashboards_and_rules_finds_what_happened(stand: Stand) -
     assert [rule["lastError"] for group in groups for rule in group["rules"] if rule["health"] != "ok"] == []
     firing = {alert["labels"]["alertname"] for alert in server.get("alerts")["alerts"]}
     assert {"PointsmanBudgetBreach", "PointsmanReloadFailing"} <= firing
+
+
+def _pushed(collector: Receiver) -> float:
+    """Chat requests, as the collector was told last."""
+    newest = collector.metrics("pointsman_requests")[-1:]
+    points = [point for metric in newest for point in metric.sum.data_points]
+    return sum(point.as_double for point in points if attributes(point.attributes)["endpoint"] == "chat/completions")
 
 
 def _silent(server: Prometheus) -> list[str]:
@@ -192,8 +205,14 @@ def test_a_dead_worker_takes_no_count_with_it_and_leaves_no_gauge(stand: Stand) 
     version = 'sum(pointsman_strategy_info{version="1.0.1"})'
     victim = gateway.worker_pids()[0]
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: victim not in (pids := gateway.worker_pids()) and None not in pids, 60, "it is replaced")
-    wait_for(lambda: all(row["ready"] for row in gateway.strategy(FILE_STRATEGY)["workers"]), 60, "the new one is ready")
+
+    def replaced() -> bool:
+        with suppress(httpx.TransportError):  # the dead one's connections
+            workers = gateway.strategy(FILE_STRATEGY)["workers"]
+            return all(row["ready"] and row["pid"] != victim for row in workers)
+        return False
+
+    wait_for(replaced, 90, "it is replaced")
     for _ in range(10):
         assert stand.ask(gateway.admin, "auto").status_code == 200
     assert stand.scraped(total, before + 10) == before + 10

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import uvicorn
 
 from pointsman.callbacks.exports import attach
 from pointsman.callbacks.logs import Logs
+from pointsman.callbacks.metric_export import MetricExport
 from pointsman.callbacks.privacy import Redactor
 from pointsman.callbacks.span_export import close_spans, install
 from pointsman.custom_router.hook import router_hook
@@ -34,6 +36,8 @@ logger = logging.getLogger("pointsman.worker")
 
 LIFESPAN_SECONDS = 20
 """What LiteLLM's own shutdown (flushing spend) may take after the last request."""
+METRICS_SECONDS = 3.0
+"""What sending the last metrics may take."""
 SPANS_SECONDS = 5.0
 """What the last export of spans may take."""
 
@@ -113,6 +117,10 @@ async def _run(
         attach(runtime.exports)
         runtime.tell(type="ready")
 
+    export = None
+    if worker == 0 and (collector := settings.telemetry.metrics.otlp) is not None:  # the files are of all workers
+        export = MetricExport(collector, f"{os.getppid()}", welcome["started"])
+
     server = DrainingServer(
         config,
         in_flight,
@@ -130,6 +138,8 @@ async def _run(
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
         await runtime.close()
+        if export is not None:
+            await asyncio.to_thread(export.close, METRICS_SECONDS)
         if not await close_spans(SPANS_SECONDS):
             logger.warning("spans could not be sent within %g s of the end, and are lost", SPANS_SECONDS)
     return 0 if server.started else 1
