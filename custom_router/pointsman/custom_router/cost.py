@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ def always_strong(prices: Mapping[str, Prices], answered: str, prompt: int, comp
     if own is None or prompt + completion <= 0:
         return None
     dearest = max(listed.values())
-    return paid * dearest / own if own > 0 else dearest + paid
+    strong = paid * (dearest / own) if own > 0 else dearest + paid
+    return strong if math.isfinite(strong) else None
 
 
 class AnswerLengths:
