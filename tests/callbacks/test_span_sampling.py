@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
+import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 
 from pointsman.callbacks.span_sampling import HARMLESS, TailSampler, failed
+from pointsman.litellm_config import litellm_environment, load
 
 OURS, LITELLM = InstrumentationScope("pointsman"), InstrumentationScope("litellm")
 HIGH = (1 << 64) - 1
@@ -154,3 +158,37 @@ def test_whose_fault_it_was() -> None:
     assert not failed(span(1, 2, child, error=True)), "a phase of LiteLLM's that refused the client"
     for word in HARMLESS:
         assert not failed(span(1, 2, child, scope=OURS, pointsman__route__fallback=word))
+
+
+@pytest.mark.parametrize(
+    ("traces", "env", "wanted"),
+    [
+        ({}, {}, {}),
+        ({"ratio": 0.25}, {}, {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.25"}),
+        ({"parent": False}, {}, {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "1.0"}),
+        ({"ratio": 0.25, "failures": True}, {}, {"OTEL_TRACES_SAMPLER": "always_on"}),
+        ({"ratio": 0.25}, {"OTEL_TRACES_SAMPLER": "always_off"}, {}),
+        ({"ratio": 0.25}, {"OTEL_TRACES_SAMPLER_ARG": "0.5"}, {}),
+    ],
+)
+def test_the_sampler_is_what_the_settings_say_unless_the_user_has_set_one(
+    tmp_path: Path, traces: dict[str, object], env: dict[str, str], wanted: dict[str, str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    section = {"telemetry": {"traces": traces}}
+    settings = {"callbacks": ["otel"]}
+    path.write_text(yaml.safe_dump({"model_list": [], "litellm_settings": settings, "pointsman": section}))
+    found = litellm_environment(load(path, env), env)
+    assert {name: value for name, value in found.items() if name.startswith("OTEL_TRACES_")} == wanted
+    path.write_text(yaml.safe_dump({"model_list": [], "pointsman": section}))
+    assert not any(name.startswith("OTEL_TRACES_") for name in litellm_environment(load(path, {}), {})), "nobody asked"
+
+
+@pytest.mark.parametrize(("name", "recorded"), [("parentbased_traceidratio", False), ("traceidratio", True)])
+def test_the_sdk_understands_what_it_is_told(monkeypatch: pytest.MonkeyPatch, name: str, recorded: bool) -> None:
+    """A parent that says no is heard, or is not."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", name)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "1.0")
+    parent = set_span_in_context(NonRecordingSpan(context(1, 1, remote=True, sampled=False)))
+    made = TracerProvider(shutdown_on_exit=False).get_tracer("test").start_span("root", context=parent)
+    assert made.is_recording() is recorded

@@ -482,3 +482,5 @@ def test_a_collector_that_does_not_answer_holds_up_no_end() -> None:
         assert time.monotonic() - started < 3
     assert not ProcessSpans.from_environment({"OTEL_EXPORTER": "console"}).active
     assert not ProcessSpans.from_environment({}).active
+    broken = {"OTEL_EXPORTER": "otlp_grpc", "OTEL_ENDPOINT": "http://[", "OTEL_EXPORTER_OTLP_CERTIFICATE": "/no/such/file"}
+    assert not ProcessSpans.from_environment(broken).active, "and no start fails for it"

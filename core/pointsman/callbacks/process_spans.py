@@ -6,30 +6,47 @@ names), in traces of their own. There are few of them, so that all are kept.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Span, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.re import parse_env_headers
 from opentelemetry.util.types import AttributeValue
 
-from pointsman.callbacks.span_export import GRPC_KINDS, HTTP_KINDS, traces_endpoint
 from pointsman.callbacks.spans import SCOPE, given
 from pointsman.errors import PointsmanError
 from pointsman.strategies.snapshot import Reload
 
-__all__ = ["ProcessSpans"]
+if TYPE_CHECKING:  # the SDK's import takes longer than the start of a gateway without traces should be held up for
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
 
+__all__ = ["GRPC_KINDS", "HTTP_KINDS", "ProcessSpans", "traces_endpoint"]
+
+logger = logging.getLogger("pointsman.spans")
+
+HTTP_KINDS = ("otlp_http", "http", "http/protobuf")
+GRPC_KINDS = ("otlp_grpc", "grpc")
+"""LiteLLM's words for an exporter, as `OTEL_EXPORTER` has them."""
 CLOSE_SECONDS = 5.0
 _DEFAULT_SERVICE = "pointsman"
+
+
+def traces_endpoint(endpoint: str | None) -> str | None:
+    """Where traces go of a collector's base URL; None: what the exporter itself reads from the environment."""
+    if not endpoint:
+        return None
+    base = endpoint.rstrip("/")
+    if base.endswith("/v1/traces") or "/v2/trace/otlp" in base:
+        return base
+    for other in ("/v1/logs", "/v1/metrics"):
+        base = base.removesuffix(other)
+    return f"{base}/v1/traces"
 
 
 class ProcessSpans:
@@ -47,6 +64,11 @@ class ProcessSpans:
         self._provider: TracerProvider | None = None
         self._parent = TraceContextTextMapPropagator().extract(dict(parent or {}))
         if exporter is not None:
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
             resource = Resource.create({"service.name": service})
             self._provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -72,14 +94,17 @@ class ProcessSpans:
         headers = dict(parse_env_headers(told, liberal=True))
         parent = {name: env[name.upper()] for name in ("traceparent", "tracestate") if env.get(name.upper())}
         exporter: SpanExporter | None = None
-        if kind in GRPC_KINDS:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+        try:
+            if kind in GRPC_KINDS:
+                from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
-            exporter = GrpcExporter(endpoint=endpoint, headers=headers)
-        elif kind in HTTP_KINDS:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+                exporter = GrpcExporter(endpoint=endpoint, headers=headers)
+            elif kind in HTTP_KINDS:
+                from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
-            exporter = HttpExporter(endpoint=traces or traces_endpoint(endpoint), headers=headers)
+                exporter = HttpExporter(endpoint=traces or traces_endpoint(endpoint), headers=headers)
+        except Exception:  # whatever the exporter dislikes of its variables: no span is worth a start
+            logger.exception("no spans of reloads and runs: the exporter cannot be made")
         return cls(exporter, value("service_name", "OTEL_SERVICE_NAME") or _DEFAULT_SERVICE, parent)
 
     @property

@@ -19,15 +19,14 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Status
 from opentelemetry.util.types import AttributeValue
 
+from pointsman.callbacks.process_spans import GRPC_KINDS, HTTP_KINDS, traces_endpoint
 from pointsman.callbacks.span_sampling import TailSampler
 from pointsman.telemetry_settings import TraceSettings
 
-__all__ = ["GRPC_KINDS", "HTTP_KINDS", "Scrubber", "ShapedExporter", "close_spans", "install", "traces_endpoint"]
+__all__ = ["Scrubber", "ShapedExporter", "close_spans", "install"]
 
 Clean = Callable[[str], str]
 
-HTTP_KINDS = ("otlp_http", "http", "http/protobuf")
-GRPC_KINDS = ("otlp_grpc", "grpc")
 _URLS = frozenset({"http.url", "http.target", "url.full"})
 _QUERY = "url.query"
 _KEY_HASH = "litellm.api_key.hash"
@@ -166,18 +165,6 @@ def _make(kind: str, wrap: Callable[[SpanExporter], SpanExporter], spec: Any) ->
             session=tls.session,
         )
     )
-
-
-def traces_endpoint(endpoint: str | None) -> str | None:
-    """Where traces go of a collector's base URL; None: what the exporter itself reads from the environment."""
-    if not endpoint:
-        return None
-    base = endpoint.rstrip("/")
-    if base.endswith("/v1/traces") or "/v2/trace/otlp" in base:
-        return base
-    for other in ("/v1/logs", "/v1/metrics"):
-        base = base.removesuffix(other)
-    return f"{base}/v1/traces"
 
 
 def install(settings: TraceSettings, *, content: bool, messages: bool, clean: Clean) -> bool:
