@@ -28,6 +28,8 @@ TOUCHED: dict[str, str] = {
     "litellm:Router.acompletion": "a cascade's calls",
     "litellm.proxy.proxy_server:get_current_spend": "the caller's budgets, between a cascade's calls",
     "litellm.types.utils:StandardCallbackDynamicParams": "how key and team want a cascade's calls logged",
+    "litellm.proxy.litellm_pre_call_utils:get_dynamic_logging_metadata": "to which sinks a cascade's calls are told",
+    "litellm.proxy.proxy_server:proxy_config": "where teams' settings of the file stand",
     "litellm:BudgetExceededError": "what a request ends with whose cascade spent the budget",
     # The application and its router (core/).
     "litellm.proxy.proxy_server:app": "embedded",

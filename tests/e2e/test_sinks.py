@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from support.gateway import Gateway
 from support.langfuse_receiver import Langfuse, Project, langfuse
 from support.processes import wait_for
-from support.topology import routed_config, single
+from support.strategy import STRONG, WEAK
+from support.topology import pair, routed_config, single
 from support.upstreams import Upstreams
 
 PROMPT = "the-prompt-that-nobody-asked-to-be-told"
@@ -66,9 +68,9 @@ class Stand:
         return took
 
 
-def add_callback(gateway: Gateway, team: str, variables: dict[str, str]) -> httpx.Response:
-    """Give a team a Langfuse project of its own, by the API."""
-    body = {"callback_name": "langfuse_otel", "callback_type": "success_and_failure", "callback_vars": variables}
+def add_callback(gateway: Gateway, team: str, variables: dict[str, str], name: str = "langfuse_otel") -> httpx.Response:
+    """Give a team a sink of its own, by the API."""
+    body = {"callback_name": name, "callback_type": "success_and_failure", "callback_vars": variables}
     return gateway.admin.post(f"/team/{team}/callback", json=body)
 
 
@@ -93,10 +95,15 @@ def stand(upstreams: Upstreams, new_database: Callable[[], str], tmp_path_factor
     """The operator's Langfuse for everybody, and what teams have besides.
 
     Teams a and b: servers of their own, by the API. e and f: projects on the central server, by the file. w: keys that nobody
-    knows. n: nothing.
+    knows. n: nothing. l: another kind of sink.
     """
     with langfuse("operator", "e", "f") as central, langfuse("a") as a, langfuse("b") as b:
-        config = routed_config([single(upstreams, name, f"openai/{name}-model") for name in ("plain", "failing")], {}, {})
+        models = [
+            *(single(upstreams, name, f"openai/{name}-model") for name in ("plain", "failing")),
+            *pair(upstreams, "asked", input_cost_per_token=0.01),
+        ]
+        cascade = {"kind": "automix", "cascade": {"samples": 1, "models": [f"openai/{WEAK}", f"openai/{STRONG}"]}}
+        config = routed_config(models, {"cascade": cascade}, {"asked": "cascade"})
         config["litellm_settings"] |= {
             "callbacks": ["langfuse_otel"],
             "provider_url_destination_allowed_hosts": ["127.0.0.1"],
@@ -105,12 +112,18 @@ def stand(upstreams: Upstreams, new_database: Callable[[], str], tmp_path_factor
         env = {**central["operator"].environment, **SOON}
         gateway = Gateway(config, tmp_path_factory.mktemp("gateway"), new_database(), env=env).start()
         try:
-            for team in "abefwn":
+            for team in "abefwnl":
                 gateway.admin.post("/team/new", json={"team_id": f"team-{team}"}).raise_for_status()
             for name, server in (("a", a), ("b", b)):
                 add_callback(gateway, f"team-{name}", server[name].variables).raise_for_status()
+            smith = {
+                "langsmith_api_key": "ls",
+                "langsmith_base_url": b.host,
+                "langsmith_project": "l",
+            }
+            add_callback(gateway, "team-l", smith, "langsmith").raise_for_status()
             add_callback(gateway, "team-w", a["a"].variables | {"langfuse_secret_key": "sk-lf-guessed"}).raise_for_status()
-            keys = {team: gateway.new_key(team_id=f"team-{team}") for team in "abefwn"}
+            keys = {team: gateway.new_key(team_id=f"team-{team}") for team in "abefwnl"}
             yield Stand(gateway, central, {"a": a, "b": b}, keys)
             gateway.stop()
         finally:
@@ -120,8 +133,8 @@ def stand(upstreams: Upstreams, new_database: Callable[[], str], tmp_path_factor
 @pytest.mark.requirement("P-16", "R-6.7", "R-6.8")
 def test_a_teams_traces_reach_its_project_only(stand: Stand, upstreams: Upstreams) -> None:
     upstreams.fault("failing", status=400)
-    sent = {team: Sent() for team in stand.keys}
-    ways = [(team, way) for way in ("plain", "stream", "failing") for team in stand.keys for _ in range(3)]
+    sent = {team: Sent() for team in stand.keys if team != "l"}
+    ways = [(team, way) for way in ("plain", "stream", "failing") for team in sent for _ in range(3)]
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(lambda item: stand.ask(item[0], sent[item[0]], item[1]), ways))
 
@@ -149,3 +162,26 @@ def test_a_teams_traces_reach_its_project_only(stand: Stand, upstreams: Upstream
     assert set(stand.own["a"].refused) == {stand.own["a"]["a"].public_key}
     assert not stand.own["b"].refused
     assert not stand.central.refused
+
+
+VERDICT = r'\\"id\\": \\"([0-9a-f]{16})\\", \\"score'
+
+
+@pytest.mark.parametrize("team", ["a", "l"])
+def test_a_teams_sink_is_told_of_a_cascades_calls(stand: Stand, upstreams: Upstreams, team: str) -> None:
+    """An answer and a verdict on it: calls that the team pays for."""
+    upstreams.script("asked-weak", (VERDICT, '{"id": "{1}", "score": 9}'), ("", "four it is"))
+    project, hooked = stand.own["a"]["a"], stand.own["b"].hooked
+    trace_id = secrets.token_hex(16)
+    body = {"model": "asked", "messages": [{"role": "user", "content": "what is two and two"}]}
+    headers = {"traceparent": f"00-{trace_id}-{'1' * 16}-01"}
+    said = stand.gateway.http(stand.keys[team]).post("/v1/chat/completions", json=body, headers=headers)
+    assert said.status_code == 200, said.text
+    assert said.headers["x-pointsman-cascade"].startswith("calls=2,"), dict(said.headers)
+
+    def told() -> bool:
+        if team == "l":  # with text, as it is told of every call
+            return "You grade answers" in json.dumps(hooked)
+        return len([span for span in chats(project) if span.trace_id.hex() == trace_id]) == 2
+
+    wait_for(told, 30, "the team's sink is told of the calls inside")

@@ -3,7 +3,8 @@
 `POST /api/public/otel/v1/traces` takes OTLP over HTTP (protobuf, gzip or not), `POST /api/public/ingestion` a batch of JSON
 events (answered 207, each event told), `GET /api/public/projects` names the project of the keys. Basic authentication by a
 project's public and secret key; anybody else gets 401, and what they sent is not kept. The protocol: langfuse.com/docs/api.
-`POST /hook` takes what LiteLLM's callback `generic_api` sends, from anybody.
+`POST /hook` takes what LiteLLM's callback `generic_api` sends, from anybody, and `POST /api/v1/runs/batch` what
+`langsmith` sends.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Fault = Literal["", "refuse", "hang", "error", "garbage", "drop"]
 `drop`: says that it has taken everything, and keeps nothing."""
 
 TRACES, INGESTION, PROJECTS = "/api/public/otel/v1/traces", "/api/public/ingestion", "/api/public/projects"
-HOOK = "/hook"
+HOOK, LANGSMITH = "/hook", "/api/v1/runs/batch"
 
 
 class Project:
@@ -109,7 +110,7 @@ class Langfuse:
         self.refused: list[str] = []
         """Public keys of those who were turned away; empty where there was none."""
         self.hooked: list[dict[str, Any]] = []
-        """What arrived at `/hook`."""
+        """What arrived at `/hook` and `/api/v1/runs/batch`."""
         self.requests = 0
         """How many requests ever arrived, whatever became of them."""
         with socket.socket() as sock:
@@ -180,8 +181,9 @@ def _handler(owner: Langfuse) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            if self.path == HOOK and owner._fault in ("", "drop"):
-                owner.hooked += json.loads(body) if not owner._fault else []
+            if self.path in (HOOK, LANGSMITH) and owner._fault in ("", "drop"):
+                given = json.loads(body) if not owner._fault else []
+                owner.hooked += given["post"] if isinstance(given, dict) else given
                 self._answer(200, "application/json", b"{}")
                 return
             project = self._admitted()

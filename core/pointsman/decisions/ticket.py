@@ -52,6 +52,7 @@ class Ticket:
         settle: told that status, for log lines of errors that wait for it.
         refusal: class or kind of the caller's mistake, for the one line that tells of it.
         spans: open spans of attempts (`callbacks.spans`), by their decision's id.
+        caller: who asks, as LiteLLM's hooks before a call are given it (`UserAPIKeyAuth`), or None.
     """
 
     decision: Decision | None = None
@@ -84,6 +85,7 @@ class Ticket:
     settle: Callable[[int], None] | None = None
     refusal: str | None = None
     spans: dict[str, object] = field(default_factory=dict)
+    caller: object | None = None
 
 
 CURRENT: ContextVar[Ticket | None] = ContextVar("pointsman_ticket", default=None)

@@ -124,7 +124,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         endpoint = endpoint_of(str(call_type))
         if endpoint is None:
             return
-        ticket.endpoint = endpoint
+        ticket.endpoint, ticket.caller = endpoint, user_api_key_dict
         ticket.key_alias = getattr(user_api_key_dict, "key_alias", None)
         ticket.team = getattr(user_api_key_dict, "team_alias", None) or getattr(user_api_key_dict, "team_id", None)
         ticket.given = data.get("input") if endpoint == "embedding" else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -23,7 +24,9 @@ from pointsman.custom_router.cascades.types import FailedCallError, Level, Messa
 from pointsman.custom_router.request import Prices
 from pointsman.decisions.ticket import CURRENT, Ticket
 
-__all__ = ["HANDED_ON", "Caller", "gone", "inner_target", "narrow", "spent"]
+__all__ = ["HANDED_ON", "Caller", "gone", "inner_target", "narrow", "sinks_of", "spent"]
+
+logger = logging.getLogger("pointsman.cascades")
 
 _TARGET: ContextVar[tuple[str, ...] | None] = ContextVar("pointsman_cascade_target", default=None)
 
@@ -54,6 +57,28 @@ def narrow(deployments: list[dict[str, Any]], target: Sequence[str]) -> list[dic
     return [item for item in deployments if str((item.get("model_info") or {}).get("id")) in target]
 
 
+def sinks_of(auth: Any) -> dict[str, list[str]]:
+    """Names of the logging callbacks that the caller's key or team has of its own, as parameters of a call.
+
+    LiteLLM takes them out of a request before its router sees it, and out of the copy of the caller in its metadata.
+
+    Args:
+        auth: LiteLLM's `UserAPIKeyAuth` as its hooks before a call are given it, or None.
+    """
+    if auth is None:
+        return {}
+    from litellm.proxy.litellm_pre_call_utils import get_dynamic_logging_metadata
+    from litellm.proxy.proxy_server import proxy_config
+
+    try:
+        found = get_dynamic_logging_metadata(auth, proxy_config)
+    except Exception:  # whatever stands in a key's or team's metadata, it must not fail the request
+        logger.exception("the callbacks of a key or team cannot be read; the cascade's own calls are not told to them")
+        return {}
+    named = {name: getattr(found, name, None) for name in ("success_callback", "failure_callback")}
+    return {name: list(value) for name, value in named.items() if value}
+
+
 @dataclass(slots=True)
 class Caller:
     """Asks models for one request; an `Ask`.
@@ -62,7 +87,7 @@ class Caller:
         group: model group.
         metadata: of the request, LiteLLM's.
         params: the client's own, for calls that answer.
-        extra: what goes with every call (`HANDED_ON`).
+        extra: what goes with every call (`HANDED_ON`, `sinks_of`).
         limits: counts.
         purses: budgets.
         prices: deployment id -> prices, for providers whose answer LiteLLM cannot price.
@@ -126,7 +151,9 @@ class Caller:
             # LiteLLM keeps answers by group and prompt: a doubted one would be given again in place of the stronger model's.
             cache={"no-cache": True, "no-store": True},
             timeout=self.limits.seconds_left,
-            **self.extra,
+            **{
+                name: list(value) if isinstance(value, list) else value for name, value in self.extra.items()
+            },  # it pops from them
             **params,
         )
         context = contextvars.copy_context()

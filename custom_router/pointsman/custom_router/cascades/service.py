@@ -13,7 +13,7 @@ from typing import Any
 from pointsman.cascade_settings import CASCADE_KINDS
 from pointsman.custom_router.cascades import replay
 from pointsman.custom_router.cascades.automix import Automix
-from pointsman.custom_router.cascades.calls import HANDED_ON, Caller, gone, spent
+from pointsman.custom_router.cascades.calls import HANDED_ON, Caller, gone, sinks_of, spent
 from pointsman.custom_router.cascades.limits import Limits
 from pointsman.custom_router.cascades.models import best_of, levels_of, named
 from pointsman.custom_router.cascades.money import purses_of
@@ -218,7 +218,7 @@ class Cascades:
             group=request.group,
             metadata=metadata,
             params={key: kwargs[key] for key in FORWARDED if kwargs.get(key) is not None},
-            extra={key: kwargs[key] for key in HANDED_ON if kwargs.get(key) is not None},
+            extra={key: kwargs[key] for key in HANDED_ON if kwargs.get(key) is not None} | sinks_of(ticket.caller),
             limits=state.limits,
             purses=purses_of(metadata),
             prices={one.deployment_id: one.prices for one in request.candidates if one.prices is not None},
