@@ -192,6 +192,7 @@ async def test_rate_errors_duration() -> None:
     assert [errors("", e) for e in ("BudgetExceededError", "http_404", "http_499", "http_500")] == [1, 1, 1, 1]
     assert scrape("pointsman_fallbacks_total", group="auto", reason="Timeout") == 1
     assert scrape("pointsman_budget_rejections_total", entity="team") == 1
+    assert scrape("pointsman_budget_rejections_total", entity="key") == 0, "there before the first, else no rate sees it"
 
 
 def test_states() -> None:

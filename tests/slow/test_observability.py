@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from support.gateway import Gateway
 from support.otlp import Receiver, attributes, receiver
@@ -156,8 +159,8 @@ def test_every_query_of_dashboards_and_rules_finds_what_happened(stand: Stand) -
     wait_for(lambda: not _silent(server), 60, f"every rule has something to say, {_silent(server)}", 1)
     groups = server.get("rules")["groups"]
     assert [rule["lastError"] for group in groups for rule in group["rules"] if rule["health"] != "ok"] == []
-    firing = {alert["labels"]["alertname"] for alert in server.get("alerts")["alerts"]}
-    assert {"PointsmanBudgetBreach", "PointsmanReloadFailing"} <= firing
+    expected = {"PointsmanBudgetBreach", "PointsmanReloadFailing"}  # the second is pending: it has ten minutes
+    wait_for(lambda: expected <= {alert["labels"]["alertname"] for alert in server.get("alerts")["alerts"]}, 60, "alerts", 1)
 
 
 def _pushed(collector: Receiver) -> float:
@@ -191,7 +194,11 @@ def test_a_flood_of_model_names_is_bounded(stand: Stand) -> None:
         # Each worker has a bound of its own: 64 words, and what is configured.
         assert len(values) <= 2 * 64 + 10, (label, len(values))
     # LiteLLM's own, by the setting whose default is 2000 here.
-    assert 20 < stand.prometheus.value("count(litellm_proxy_total_requests_metric_total)") <= LITELLM_SERIES
+    assert (
+        20
+        < stand.prometheus.value("count(litellm_proxy_total_requests_metric_total)")
+        <= LITELLM_SERIES + stand.gateway.workers
+    )
     answered = stand.ask(admin, "auto")
     assert answered.status_code == 200
     assert "auto" in stand.prometheus.get("label/group/values", **{"match[]": "pointsman_requests_total"})
@@ -201,6 +208,7 @@ def test_a_flood_of_model_names_is_bounded(stand: Stand) -> None:
 def test_a_dead_worker_takes_no_count_with_it_and_leaves_no_gauge(stand: Stand) -> None:
     gateway, server = stand.gateway, stand.prometheus
     total = f'sum(pointsman_requests_total{{{CHAT},group="auto"}})'
+    stand.scraped(f"sum(pointsman_requests_total{{{CHAT}}})", sum(stand.statuses.values()))
     before = server.value(total)
     version = 'sum(pointsman_strategy_info{version="1.0.1"})'
     victim = gateway.worker_pids()[0]
@@ -243,3 +251,65 @@ def test_every_alert_has_a_unit_test_and_a_runbook() -> None:
     names = [name for rules in RULES for name in expressions(rules) if name.startswith("Pointsman")]
     assert names
     assert [name for name in names if name not in tested and "Burn" not in name] == []
+
+
+def _tree(spans: Sequence[Span]) -> list[str]:
+    """Each span's name, two spaces in for every span above it, in any order."""
+    by_id = {span.span_id: span for span in spans}
+
+    def depth(span: Span) -> int:
+        return 1 + depth(by_id[span.parent_span_id]) if span.parent_span_id in by_id else 0
+
+    return sorted("  " * depth(span) + span.name for span in spans)
+
+
+@pytest.mark.requirement("P-15", "P-20", "P-21", "R-14.6")
+def test_one_request_with_a_fallback_is_one_trace_with_its_lines_and_counts(upstreams: Upstreams, tmp_path: Path) -> None:
+    """The picture in docs/observability.md is what a collector received."""
+    publisher = FilePublisher(tmp_path / "published", FILE_STRATEGY)
+    publisher.publish("1.0.0")
+    models = [*pair(upstreams, "auto"), single(upstreams, "backup", "openai/backup-model")]
+    config = routed_config(models, {FILE_STRATEGY: publisher.settings()}, {"auto": FILE_STRATEGY})
+    config["litellm_settings"]["callbacks"] = ["prometheus", "otel"]
+    config["router_settings"] |= {"fallbacks": [{"auto": ["backup"]}], "allowed_fails": 1000}
+    trace_id, client = secrets.token_hex(16), "1" * 16
+    with receiver() as collector, ExitStack() as stack:
+        config["pointsman"]["telemetry"] = {"logs": {"otlp": {"endpoint": collector.endpoint}}}
+        gateway = Gateway(config, tmp_path / "gateway", None, workers=1, env=collector.env())
+        stack.callback(upstreams.clear)
+        stack.callback(gateway.kill)
+        gateway.start()
+        for name in ("auto-weak", "auto-strong"):
+            upstreams.fault(name, status=500)
+        body = {"model": "auto", "messages": [{"role": "user", "content": HARD}]}
+        parent = {"traceparent": f"00-{trace_id}-{client}-01"}
+        answer = gateway.admin.post("/v1/chat/completions", json=body, headers=parent)
+        assert "served by backup" in answer.text
+        wait_for(lambda: any(span.parent_span_id.hex() == client for span in collector.spans(trace_id)), 60, "its spans")
+        wait_for(lambda: len(collector.logs(trace_id)) >= 7, 60, "its lines")
+        scrape = gateway.admin.get("/metrics/").text
+        gateway.stop()  # what was still on its way is sent
+        spans, lines = collector.spans(trace_id), collector.logs(trace_id)
+
+    known = {span.span_id for span in spans}
+    (root,) = (span for span in spans if span.parent_span_id not in known)
+    assert root.parent_span_id.hex() == client, "it goes on from the client's span"
+    assert known >= {line.span_id for line in lines}
+    page = (DEPLOY.parents[1] / "docs/observability.md").read_text(encoding="utf-8")
+    picture = re.findall(r"```text\n(.*?)```", page, re.DOTALL)[0].splitlines()
+    assert _tree(spans) == sorted(re.sub(r"(?<=\S) {2,}.*", "", line) for line in picture)
+
+    decisions = [attributes(line.attributes)["decision_id"] for line in lines if line.severity_text == "INFO"]
+    assert answer.headers["x-pointsman-decision-id"] == decisions[-1]
+    routed = [attributes(span.attributes)["pointsman.decision.id"] for span in spans if span.name == "pointsman.route"]
+    assert sorted(routed) == sorted(decisions)
+    failed = [attributes(line.attributes) for line in lines if line.severity_text == "WARNING"]
+    assert [line["attempt"] for line in failed] == [1, 2, 3]
+    assert {line["request_id"] for line in failed} == {attributes(lines[0].attributes)["request_id"]}
+    for count in (
+        'pointsman_requests_total{endpoint="chat/completions",group="auto",status="200"} 1.0',
+        'pointsman_fallbacks_total{group="auto",reason="InternalServerError"} 1.0',
+        'pointsman_attempts_total{error="",model="openai/backup-model"} 1.0',
+        'pointsman_retries_total{model="openai/backup-model"} 1.0',
+    ):
+        assert count in scrape

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -27,7 +28,8 @@ logger = logging.getLogger("pointsman.metrics")
 LITELLM = "litellm"
 MAX_WORDS = 64
 """Different words in a label beyond those that the configuration knows."""
-ENTITIES = ("key", "team", "user", "organization", "org", "end_user", "tag", "team_member", "provider", "model", "global")
+ENTITIES = ("key", "team", "team_member", "user", "end_user", "organization", "project", "tag", "model_access_group", "proxy")
+"""LiteLLM's, whose budget may be spent; a series each from the start, so that the first rejection is a rise."""
 RELOADS = ("polls", "swaps", "rejected", "failures", "rollbacks")
 
 DECISION_BUCKETS = (50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.5, 1.0, 5.0)
@@ -97,6 +99,8 @@ class Metrics:
             name: Gauge(name, row.meaning, row.labels, registry=registry, multiprocess_mode=_MODES.get(name, "livemostrecent"))
             for name, row in _rows("gauge")
         }
+        for entity in (*ENTITIES, OTHER):
+            self._safely(partial(self._count, by=0), "pointsman_budget_rejections_total", entity)
 
     def record(self, record: Decision | Attempt | Outcome) -> None:
         """Count one leaf record."""
