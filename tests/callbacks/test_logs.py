@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pointsman.callbacks.log_export import Export
 from pointsman.callbacks.log_output import Output
 from pointsman.callbacks.log_records import Entry, constant_text, fields_of, json_line, text_line
-from pointsman.callbacks.logs import Logs, log_record
+from pointsman.callbacks.logs import LIBRARIES, Logs, log_record
 from pointsman.callbacks.names import LOG_FIELDS
 from pointsman.callbacks.privacy import REDACTED, Redactor, known_secrets
 from pointsman.decisions import Attempt, Decision, Dropped, Outcome
@@ -457,3 +457,11 @@ def test_a_collector_that_hangs_does_not_hold_up_the_end() -> None:
         began = time.monotonic()
         export.close(timeout=0.2)
         assert time.monotonic() - began < 2
+
+
+def test_litellms_loggers_are_those_whose_level_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # importing it asks the internet else
+    from litellm import _logging
+
+    theirs = (_logging.verbose_logger, _logging.verbose_proxy_logger, _logging.verbose_router_logger)
+    assert {logger.name for logger in theirs} == set(LIBRARIES)

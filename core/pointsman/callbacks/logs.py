@@ -48,10 +48,10 @@ from pointsman.settings import PointsmanSettings
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["LEVELS", "Logs", "decision_fields", "log_record"]
+__all__ = ["LEVELS", "LIBRARIES", "Logs", "decision_fields", "log_record"]
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_LIBRARIES = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router")
+LIBRARIES = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router")
 _MARK = "_pointsman_told"
 
 decisions = logging.getLogger("pointsman.decisions")
@@ -186,7 +186,7 @@ class Logs:
         printed.setLevel(logging.INFO)
         # Others at DEBUG (HTTP clients, AWS) would bury what was asked for.
         logging.getLogger().setLevel(max(other, logging.INFO))
-        for name in _LIBRARIES:
+        for name in LIBRARIES:
             logging.getLogger(name).setLevel(other)
         # Python's warnings are for developers: pydantic's alone are a dozen lines a start.
         logging.getLogger("py.warnings").setLevel(logging.WARNING if other < logging.WARNING else logging.ERROR)
