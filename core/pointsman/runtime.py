@@ -160,6 +160,9 @@ class Runtime:
             self.metrics.told(message)
             self.metrics.sample(self.decisions.pending, self.decisions.written, self.decisions.dropped, self._serving())
             self.exports.collect()
+            if self.logs is not None:
+                for destination, lost in self.logs.lost().items():
+                    self.metrics.exported("logs", destination, "dropped", lost)
         elif kind == "logs" and self.logs is not None:
             self.logs.set_levels(*message["levels"])
         elif kind == "drain":

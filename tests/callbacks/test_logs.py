@@ -384,6 +384,16 @@ def test_a_reader_that_is_gone_is_counted() -> None:
     os.close(write)
 
 
+def test_what_was_lost_is_told_once(lines: Callable[..., Lines]) -> None:
+    found = lines(telemetry={"logs": {"otlp": {"endpoint": "http://127.0.0.1:9"}}})
+    assert found.logs.lost() == {}
+    found.logs.output.dropped += 2
+    assert found.logs.lost() == {"stdout": 2}
+    assert found.logs.lost() == {}
+    assert found.logs.dropped == {"stdout": 2, "otlp": 0}
+    found.said()
+
+
 def test_a_record_that_cannot_be_told_fails_nobody(lines: Callable[..., Lines]) -> None:
     class Broken:
         def __str__(self) -> str:

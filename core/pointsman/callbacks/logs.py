@@ -113,6 +113,7 @@ class Logs:
         self._redactor = Redactor(secrets, settings.privacy.redact)
         self._export: Export | None = None
         self._terminal = terminal
+        self._counted: dict[str, int] = {}
         self.output = Output(descriptor, self._fields, text_line if text else json_line, told.queue_size, also=self._also)
         self.handler = _Handler(self)
         if told.otlp is not None:
@@ -149,6 +150,13 @@ class Logs:
     def dropped(self) -> dict[str, int]:
         """Records that were lost, by where they were to go."""
         return {"stdout": self.output.dropped} | ({"otlp": self._export.dropped} if self._export is not None else {})
+
+    def lost(self) -> dict[str, int]:
+        """Records that were lost since it was last asked, by where they were to go: `stdout`, or empty for the collector."""
+        now = self.dropped
+        since = {name: count - self._counted.get(name, 0) for name, count in now.items()}
+        self._counted = now
+        return {"" if name == "otlp" else name: count for name, count in since.items() if count > 0}
 
     def install(self) -> None:
         """Become the one handler of the process. Again after LiteLLM has read its configuration, which may add its own."""

@@ -373,7 +373,8 @@ METRICS: Mapping[str, Metric] = _by_name(
         "counter",
         "{record}",
         "What became of the telemetry that OpenTelemetry's exporters of the workers were given, LiteLLM's for teams too: "
-        "`sent`, `failed` (away, too slow, refused), or `dropped` from a full queue, whose destination is not known.",
+        "`sent`, `failed` (away, too slow, refused), or `dropped` from a full queue, whose destination is not known. "
+        "Log lines that standard output did not take in time are `dropped`, too, destination `stdout`.",
         ("signal", "destination", "result"),
     ),
 )
