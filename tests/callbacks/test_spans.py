@@ -202,6 +202,20 @@ def test_providers_are_not_told_where_that_is_not_wanted() -> None:
 # What may not leave --------------------------------------------------------------------------------------------------------
 
 
+CONTENT = (
+    *("gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions", "llm.input_messages.0.message.content"),
+    *(
+        "llm.prompts",
+        "llm.completions",
+        "langfuse.observation.input",
+        "langfuse.observation.output",
+        "input.value",
+        "weave.output",
+    ),
+)
+"""In each of the vocabularies that LiteLLM knows."""
+
+
 def scrubbed(content: bool, messages: bool) -> str:
     memory = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
@@ -209,7 +223,7 @@ def scrubbed(content: bool, messages: bool) -> str:
     span = provider.get_tracer("litellm").start_span("chat auto", kind=SpanKind.CLIENT)
     span.set_attributes(
         {
-            "gen_ai.input.messages": "PROMPT",
+            **dict.fromkeys(CONTENT, "PROMPT"),
             "gen_ai.request.model": "auto",
             "error.message": "the upstream says: SAID",
             "url.full": "http://x/v1?key=QUERY",
@@ -227,7 +241,7 @@ def scrubbed(content: bool, messages: bool) -> str:
 @pytest.mark.parametrize(("content", "messages"), [(False, False), (True, False), (False, True), (True, True)])
 def test_what_may_quote_a_prompt_leaves_only_when_asked_for(content: bool, messages: bool) -> None:
     told = scrubbed(content, messages)
-    assert ("PROMPT" in told) is content
+    assert told.count("PROMPT") == (len(CONTENT) if content else 0)
     assert ("the upstream says: [redacted]" in told) is messages
     assert "SAID" not in told
     assert "QUERY" not in told

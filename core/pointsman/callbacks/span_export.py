@@ -45,6 +45,11 @@ _CONTENT = (
     "gen_ai.completion",
     "llm.input_messages",
     "llm.output_messages",
+    "llm.prompts",
+    "llm.completions",
+    "langfuse.observation.input",
+    "langfuse.observation.output",
+    "weave.output",
     "input.value",
     "output.value",
 )
