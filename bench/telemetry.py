@@ -47,6 +47,8 @@ from pointsman.strategies.manifest import Provenance
 __all__ = ["KINDS", "Report", "main", "measure"]
 
 KINDS = ("none", "litellm", "both")
+PARTS = ("spans", "logs", "metrics")
+"""Of ours one kind of signal each, beside LiteLLM's."""
 MARK = "BENCH_TELEMETRY"
 PATIENCE = 120.0
 SETTLE = 2.0
@@ -60,14 +62,20 @@ import os
 from litellm.integrations.custom_logger import CustomLogger
 
 from pointsman.callbacks.metrics import Metrics
+from pointsman.callbacks.spans import RequestSpans
 from pointsman.custom_router.hook import router_hook
 from pointsman.decisions.store import DecisionStore
 
-instance = CustomLogger()  # in all three gateways, so that it costs them the same
-if os.environ["BENCH_TELEMETRY"] != "both":
-    router_hook._sinks = tuple(put for put in router_hook._sinks if isinstance(getattr(put, "__self__", None), DecisionStore))
+instance = CustomLogger()  # in all gateways, so that it costs them the same
+kind = os.environ["BENCH_TELEMETRY"]
+kept = {"both": (DecisionStore, Metrics, RequestSpans, type(None)), "spans": (DecisionStore, RequestSpans)}
+kept |= {"metrics": (DecisionStore, Metrics), "logs": (DecisionStore, type(None))}
+owners = kept.get(kind, (DecisionStore,))
+router_hook._sinks = tuple(put for put in router_hook._sinks if isinstance(getattr(put, "__self__", None), owners))
+if RequestSpans not in owners:
     router_hook._spans = None
-    Metrics.request = Metrics.record = lambda *_: None
+if Metrics not in owners:
+    Metrics.request = lambda *_: None
 '''
 
 
@@ -152,8 +160,8 @@ def _bundle(path: Path) -> None:
 
 def _config(kind: str, folder: Path, port: int) -> dict[str, Any]:
     url = f"http://127.0.0.1:{port}"
-    logs: dict[str, Any] = {"format": "json", "level": "info" if kind == "both" else "error"}
-    if kind == "both":
+    logs: dict[str, Any] = {"format": "json", "level": "info" if kind in ("both", "logs") else "error"}
+    if kind in ("both", "logs"):
         logs["otlp"] = {"endpoint": url}
     strategy = {"source": str(folder.parent / "bundle.zip"), "require_signature": False}
     return {
@@ -173,7 +181,7 @@ def _config(kind: str, folder: Path, port: int) -> dict[str, Any]:
 
 
 class _Gateway:
-    """One of the three."""
+    """One of them."""
 
     def __init__(self, kind: str, folder: Path, collector: int) -> None:
         self.kind, self.folder = kind, folder
@@ -259,25 +267,27 @@ class _Gateway:
                 self.process.wait()
 
 
-def measure(folder: Path, *, rounds: int, requests: int, log: Any = sys.stderr) -> Report:
-    """Start the three in `folder`, warm them up, and ask them in turn.
+def measure(folder: Path, *, rounds: int, requests: int, parts: bool = False, log: Any = sys.stderr) -> Report:
+    """Start the gateways in `folder`, warm them up, and ask them in turn.
 
     Args:
         folder: an empty directory.
         rounds: blocks of each; the order turns from round to round.
         requests: of a block.
+        parts: measure each kind of signal by itself, too.
         log: where progress is written.
     """
     _bundle(folder / "bundle.zip")
     with ExitStack() as stack:
         collector = stack.enter_context(_receiver())
-        gateways = [_Gateway(kind, folder / kind, collector) for kind in KINDS]
+        kinds = KINDS + PARTS if parts else KINDS
+        gateways = [_Gateway(kind, folder / kind, collector) for kind in kinds]
         for gateway in gateways:
             stack.callback(gateway.stop)
         for gateway in gateways:
             gateway.wait()
             gateway.ask(max(50, requests // 3))
-        taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        taken: dict[str, list[float]] = {kind: [] for kind in kinds}
         for number in range(rounds):
             turn = number % len(gateways)
             for gateway in (*gateways[turn:], *gateways[:turn]):
@@ -300,10 +310,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.telemetry", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="blocks of each gateway (default 7)")
     parser.add_argument("--requests", type=int, default=300, help="requests of a block (default 300)")
+    parser.add_argument("--parts", action="store_true", help="measure spans, logs and metrics by themselves, too")
     parser.add_argument("--json", action="store_true", help="print only JSON on standard output")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="pointsman-bench-") as scratch:
-        report = measure(Path(scratch), rounds=max(1, chosen.rounds), requests=max(10, chosen.requests))
+        report = measure(Path(scratch), rounds=max(1, chosen.rounds), requests=max(10, chosen.requests), parts=chosen.parts)
     if chosen.json:
         print(json.dumps(asdict(report)))
     else:

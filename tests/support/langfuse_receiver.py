@@ -199,7 +199,9 @@ def _handler(owner: Langfuse) -> type[BaseHTTPRequestHandler]:
             """The project whose keys were given; None: it has been answered, or will never be."""
             owner.requests += 1
             fault, let_go = owner._fault, owner._let_go
-            if fault == "hang":
+            if fault == "refuse":
+                pass  # on a connection from before
+            elif fault == "hang":
                 let_go.wait(600)
             elif fault == "garbage":
                 self.wfile.write(b"\x00\xff this is no HTTP \r\n\r\n" * 20)
