@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +15,10 @@ from typing import get_args
 
 import httpx
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from support.gateway import Gateway
-from support.langfuse_receiver import Fault, Langfuse, langfuse
+from support.langfuse_receiver import Fault, Langfuse, Project, langfuse
 from support.processes import marked, resident_mib, wait_for
 from support.topology import routed_config, single
 from support.upstreams import Upstreams
@@ -71,6 +74,13 @@ def memory(gateway: Gateway) -> float:
     return sum(resident_mib(pid) for pid in marked(gateway.mark))
 
 
+def exported(gateway: Gateway, result: str) -> float:
+    """How many spans of all workers ended so, by the scrape."""
+    lines = gateway.admin.get("/metrics", follow_redirects=True).raise_for_status().text.splitlines()
+    found = [line for line in lines if line.startswith("pointsman_export_records_total{") and f'result="{result}"' in line]
+    return sum(float(line.rpartition(" ")[2]) for line in found)
+
+
 @pytest.fixture(scope="module")
 def central() -> Iterator[Langfuse]:
     with langfuse("operator") as server:
@@ -94,7 +104,7 @@ def load(
     """Two workers that send to three sinks: the operator's Langfuse, a team's own, and a web hook."""
     config = routed_config([single(upstreams, "plain", "openai/plain-model")], {}, {})
     config["litellm_settings"] |= {
-        "callbacks": ["langfuse_otel", "web_hook"],
+        "callbacks": ["langfuse_otel", "web_hook", "prometheus"],
         "success_callback": ["other_hook"],
         "provider_url_destination_allowed_hosts": ["127.0.0.1"],
     }
@@ -103,6 +113,7 @@ def load(
         for name, server in (("web_hook", central), ("other_hook", own))
     }
     env = {**central["operator"].environment, "OTEL_BSP_SCHEDULE_DELAY": "1000"}
+    env |= {"OTEL_BSP_MAX_QUEUE_SIZE": "256", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "128"}  # full soon, on a slow machine too
     gateway = Gateway(config, tmp_path_factory.mktemp("gateway"), new_database(), env=env).start()
     try:
         gateway.admin.post("/team/new", json={"team_id": "team-a"}).raise_for_status()
@@ -142,13 +153,17 @@ def test_a_receiver_that_is_down_for_a_minute(load: Load, central: Langfuse, own
     arrives(load, central, "operator")
     arrives(load, own, "a")
     wait_for(lambda: central.hooked, 30, "the web hook is called again")
+    lost = {result: exported(load.gateway, result) for result in ("failed", "dropped")}
     told = {
         "requests": len(down),
+        "spans": lost,
         "median_ms": [round(statistics.median(took) * 1000, 1) for took in (healthy, down)],
         "worst_ms": [round(max(took) * 1000) for took in (healthy, down)],
         "mib": [round(before), round(after)],
     }
     print("\ndown for a minute:", json.dumps(told))
+    assert lost["failed"] > 0, told
+    assert lost["dropped"] > 0, told
     assert max(down) < FELT_SECONDS, told
     assert statistics.median(down) < 2 * statistics.median(healthy), told
     assert after - before < 2 * MIB_PER_WORKER, told
@@ -190,3 +205,73 @@ def test_what_our_signals_cost(tmp_path: Path) -> None:
     report = measure(tmp_path, rounds=7, requests=200)
     print("\ncost:", report)
     assert report.ours <= AT_MOST, report
+
+
+@pytest.mark.slow("observability")
+@pytest.mark.requirement("P-16", "R-6.8")
+def test_teams_of_the_file_where_the_gateway_has_no_sink(
+    upstreams: Upstreams, new_database: Callable[[], str], tmp_path: Path
+) -> None:
+    """LiteLLM's older exporter serves them, each on its own server, without text where the gateway's settings keep it back."""
+    with langfuse("c") as c, langfuse("d") as d:
+        config = routed_config([single(upstreams, "plain", "openai/plain-model")], {}, {})
+        named = {"success_callback": ["langfuse_otel"], "failure_callback": ["langfuse_otel"]}
+        config["litellm_settings"]["default_team_settings"] = [
+            {"team_id": "team-c", **named, **c["c"].variables},
+            {"team_id": "team-d", **named, **d["d"].variables},
+        ]
+        config["litellm_settings"]["turn_off_message_logging"] = True
+        gateway = Gateway(config, tmp_path / "gateway", new_database(), workers=1).start()
+        try:
+            for team in ("team-c", "team-d"):
+                gateway.admin.post("/team/new", json={"team_id": team}).raise_for_status()
+                body = {"model": "plain", "messages": [{"role": "user", "content": f"text-of-{team}"}], "user": f"user-{team}"}
+                client = gateway.http(gateway.new_key(team_id=team))
+                for _ in range(3):
+                    assert client.post("/v1/chat/completions", json=body).status_code == 200
+            for project in (c["c"], d["d"]):
+                wait_for(lambda p=project: len(calls(p)) >= 3, 60, f"{project.name} is told")  # type: ignore[misc]
+            assert [len(calls(project)) for project in (c["c"], d["d"])] == [3, 3]
+            assert "team-d" not in c["c"].text()
+            assert "team-c" not in d["d"].text()
+            assert "text-of-team" not in c["c"].text() + d["d"].text()
+            assert not c.refused
+            assert not d.refused
+            gateway.stop()
+        finally:
+            gateway.kill()
+
+
+def calls(project: Project) -> list[Span]:
+    return [span for span in project.spans() if span.name == "litellm_request"]
+
+
+@pytest.mark.slow("observability")
+@pytest.mark.requirement("R-6.7", "P-16")
+def test_langfuses_own_sdk(upstreams: Upstreams, new_database: Callable[[], str], tmp_path: Path) -> None:
+    """The callback `langfuse`, with the SDK in a release that it works with, for the gateway and for a team of its own."""
+    wanted = "langfuse>=4.7,<5"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "sdk"), wanted]
+    subprocess.run(install, check=True, timeout=120)
+    with langfuse("operator") as central, langfuse("a") as own:
+        config = routed_config([single(upstreams, "plain", "openai/plain-model")], {}, {})
+        config["litellm_settings"] |= {"success_callback": ["langfuse"], "turn_off_message_logging": True}
+        env = {**central["operator"].environment, "PYTHONPATH": str(tmp_path / "sdk"), "LANGFUSE_FLUSH_INTERVAL": "1"}
+        gateway = Gateway(config, tmp_path / "gateway", new_database(), env=env, workers=1).start()
+        try:
+            gateway.admin.post("/team/new", json={"team_id": "team-a"}).raise_for_status()
+            body = {"callback_name": "langfuse", "callback_type": "success", "callback_vars": own["a"].variables}
+            gateway.admin.post("/team/team-a/callback", json=body).raise_for_status()
+            for key in (gateway.new_key(team_id="team-a"), gateway.new_key()):
+                body = {"model": "plain", "messages": [{"role": "user", "content": "the-text"}]}
+                for _ in range(3):
+                    assert gateway.http(key).post("/v1/chat/completions", json=body).status_code == 200
+            for project in (central["operator"], own["a"]):
+                wait_for(lambda p=project: len({span.trace_id for span in p.spans()}) >= 3, 60, "it is told")  # type: ignore[misc]
+                assert len({span.trace_id for span in project.spans()}) == 3, "its own, and nobody else's"
+                assert "the-text" not in project.text()
+            assert not central.refused
+            assert not own.refused
+            gateway.stop()
+        finally:
+            gateway.kill()
