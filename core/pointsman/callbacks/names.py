@@ -172,7 +172,7 @@ SPANS: Mapping[str, Span] = _by_name(
         "internal",
         "`pointsman.route`",
         "Text to vector, inside of a decision.",
-        (*_STRATEGY, "pointsman.encoder.kind", "pointsman.encoder.dimensions"),
+        ("pointsman.encoder.kind", "pointsman.encoder.dimensions"),
     ),
     Span(
         "pointsman.attempt",
@@ -367,6 +367,18 @@ METRICS: Mapping[str, Metric] = _by_name(
         "{record}",
         "Decision records `written` to the database, or `dropped`.",
         ("result",),
+    ),
+    Metric(
+        "pointsman_spend_queue_rows",
+        "gauge",
+        "{row}",
+        "Rows of LiteLLM's request log that wait in memory for the database; costs of keys and teams lag with them.",
+    ),
+    Metric(
+        "pointsman_spend_flush_lag_seconds",
+        "gauge",
+        "s",
+        "Time since the end of the request whose row waits longest, of the worker that is furthest behind; 0: none waits.",
     ),
     Metric(
         "pointsman_export_records_total",

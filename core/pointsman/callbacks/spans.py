@@ -3,24 +3,32 @@
 LiteLLM owns the provider, the server span and the spans of its own phases; ours stand between them and go where they go. Where
 nobody asked for traces, or the request's trace is not recorded, a record costs one look at a context variable.
 
-`pointsman.route` (and `pointsman.encode` in it) is made when it is over. `pointsman.attempt` is open while the provider is
-asked, so that what is sent there can name it as the parent: `begin` opens it, the attempt's record ends it.
+Each span is made when it is over (`recorded_span`). `pointsman.attempt` gets its ids while the provider is asked, so that what
+is sent there can name it as the parent: `begin` opens it, the attempt's record ends it.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from pointsman.decisions.ticket import Ticket, current_ticket
 from pointsman.decisions.types import Attempt, Decision, Outcome
 
+if TYPE_CHECKING:
+    from pointsman.callbacks.recorded_span import Recorder
+
 __all__ = ["MAX_ITEMS", "SCOPE", "RequestSpans", "given"]
+
+logger = logging.getLogger("pointsman.spans")
 
 SCOPE = "pointsman"
 """Name of the instrumentation scope of every span of ours."""
@@ -28,11 +36,21 @@ MAX_ITEMS = 64
 """Candidates that one span tells of; the best ones."""
 MAX_OPEN = 16
 """Attempts of one request that may be open at a time."""
+MAX_NAME = 256
+"""Characters of a name that a client may have chosen (a group with a wildcard)."""
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
-def _ns(seconds: float) -> int:
-    return int(seconds * 1e9)
+@dataclass(slots=True)
+class _Open:
+    """An attempt under way; `started` in nanoseconds since the epoch."""
+
+    recorder: Recorder
+    context: SpanContext
+    parent: SpanContext
+    decision_id: str
+    model: str | None
+    started: int
 
 
 class RequestSpans:
@@ -45,13 +63,16 @@ class RequestSpans:
 
     def __init__(self, *, propagate: bool = True, tracer: Tracer | None = None) -> None:
         self._propagate = propagate
-        self._tracer = tracer or trace.get_tracer(SCOPE)
+        self._tracer = tracer
+        self._made: Recorder | None = None
+        self._foreign = False
 
     def record(self, record: Decision | Attempt | Outcome) -> None:
         """See the class. Neither blocks nor raises."""
         if isinstance(record, Decision):
-            if trace.get_current_span().is_recording():
-                self._route(record)
+            current = trace.get_current_span()
+            if (recorder := self._recorder(current)) is not None:
+                self._route(recorder, record, current.get_span_context())
             return
         ticket = current_ticket()
         if ticket is None or not ticket.spans:
@@ -70,70 +91,78 @@ class RequestSpans:
             model: model group.
         """
         current = trace.get_current_span()
-        if not current.get_span_context().is_valid:
+        parent = context = current.get_span_context()
+        if not parent.is_valid:
             return {}
-        span: Span = current
-        if current.is_recording() and decision_id is not None:
+        if decision_id is not None and (recorder := self._recorder(current)) is not None:
             known = ticket.spans.get(decision_id)  # LiteLLM may come twice: /v1/messages by way of /v1/responses
-            if isinstance(known, Span):
-                span = known
+            if isinstance(known, _Open):
+                context = known.context
             elif len(ticket.spans) < MAX_OPEN:
-                span = self._tracer.start_span("pointsman.attempt", kind=SpanKind.INTERNAL)
-                span.set_attribute("pointsman.decision.id", decision_id)
-                if model:
-                    span.set_attribute("gen_ai.request.model", model)
-                ticket.spans[decision_id] = span
+                context = recorder.below(parent)
+                ticket.spans[decision_id] = _Open(recorder, context, parent, decision_id, model, time.time_ns())
         if not self._propagate:
             return {}
         headers: dict[str, str] = {}
-        _PROPAGATOR.inject(headers, context=trace.set_span_in_context(span))
+        _PROPAGATOR.inject(headers, context=trace.set_span_in_context(NonRecordingSpan(context)))
         return headers
 
-    def _route(self, decision: Decision) -> None:
+    def _recorder(self, current: Span) -> Recorder | None:
+        """What makes spans under this one, if it is recorded; the SDK is imported when the first is."""
+        if not current.is_recording():
+            return None
+        if self._made is None and not self._foreign:
+            from opentelemetry.sdk.trace import Tracer as SdkTracer
+
+            from pointsman.callbacks.recorded_span import Recorder
+
+            tracer = self._tracer or trace.get_tracer_provider().get_tracer(SCOPE)
+            if isinstance(tracer, SdkTracer):
+                self._made = Recorder(tracer, SCOPE)
+            else:
+                self._foreign = True
+                logger.error("no spans of routing: %s is no tracer of OpenTelemetry's SDK", type(tracer).__qualname__)
+        return self._made
+
+    def _route(self, recorder: Recorder, decision: Decision, parent: SpanContext) -> None:
         end = time.time_ns()
         start = end - decision.microseconds * 1000
         ranked = sorted(decision.scores.items(), key=lambda item: -item[1])[:MAX_ITEMS]
         dropped = decision.dropped[:MAX_ITEMS]
+        group, strategic = decision.group[:MAX_NAME], decision.strategy is not None
         values: dict[str, AttributeValue | None] = {
             "pointsman.decision.id": decision.decision_id,
             "pointsman.request.id": decision.request_id,
             "pointsman.strategy.name": decision.strategy,
             "pointsman.strategy.version": decision.version,
-            "pointsman.strategy.variant": decision.variant if decision.strategy is not None else None,
-            "pointsman.route.group": decision.group,
+            "pointsman.strategy.variant": decision.variant if strategic else None,
+            "pointsman.route.group": group,
             "pointsman.route.chosen_by": decision.chosen_by,
-            "pointsman.route.candidates": [name for name, _ in ranked] or None,
-            "pointsman.route.scores": [float(score) for _, score in ranked] or None,
+            "pointsman.route.candidates": tuple(name for name, _ in ranked) or None,
+            "pointsman.route.scores": tuple(float(score) for _, score in ranked) or None,
             "pointsman.route.scale": decision.scale,
-            "pointsman.route.dropped": [item.deployment_id for item in dropped] or None,
-            "pointsman.route.dropped_reasons": [item.reason for item in dropped] or None,
+            "pointsman.route.dropped": tuple(item.deployment_id for item in dropped) or None,
+            "pointsman.route.dropped_reasons": tuple(item.reason for item in dropped) or None,
             "pointsman.route.pick": decision.order[0] if decision.order else None,
             "pointsman.route.model": decision.model,
-            "pointsman.route.policy": decision.policy if decision.strategy is not None else None,
+            "pointsman.route.policy": decision.policy if strategic else None,
             "pointsman.route.propensity": decision.propensity,
             "pointsman.route.fallback": decision.fallback,
             "pointsman.route.microseconds": decision.microseconds,
-            "gen_ai.request.model": decision.group,
+            "gen_ai.request.model": group,
         }
-        span = self._tracer.start_span("pointsman.route", attributes=given(values), start_time=start)
+        context = recorder.below(parent)
         if (encoded := decision.encoded) is not None:
-            about: dict[str, AttributeValue | None] = {
-                "pointsman.strategy.name": decision.strategy,
-                "pointsman.strategy.version": decision.version,
+            about: dict[str, AttributeValue] = {
                 "pointsman.encoder.kind": encoded.encoder,
                 "pointsman.encoder.dimensions": encoded.dimensions,
             }
-            inner = self._tracer.start_span(
-                "pointsman.encode",
-                context=trace.set_span_in_context(span),
-                attributes=given(about),
-                start_time=start + encoded.begin * 1000,
-            )
-            inner.end(start + encoded.end * 1000)
-        span.end(end)
+            times = (start + encoded.begin * 1000, start + encoded.end * 1000)
+            recorder.record("pointsman.encode", recorder.below(context), context, about, times)
+        recorder.record("pointsman.route", context, parent, given(values), (start, end))
 
     def _end(self, span: object, attempt: Attempt) -> None:
-        if not isinstance(span, Span):
+        if not isinstance(span, _Open):
             return
         values: dict[str, AttributeValue | None] = {
             "pointsman.attempt.number": attempt.number,
@@ -143,10 +172,18 @@ class RequestSpans:
             "error.type": attempt.error,
             "http.response.status_code": attempt.status,
         }
-        span.set_attributes(given(values))
-        if attempt.outcome != "ok":
-            span.set_status(Status(StatusCode.ERROR))
-        span.end(_ns(attempt.created_at))
+        self._record(span, values, int(attempt.created_at * 1e9), failed=attempt.outcome != "ok")
+
+    def _record(self, span: _Open, values: Mapping[str, AttributeValue | None], end: int, *, failed: bool) -> None:
+        model = span.model[:MAX_NAME] if span.model else None
+        about: dict[str, AttributeValue | None] = {
+            "pointsman.decision.id": span.decision_id,
+            "gen_ai.request.model": model,
+            **values,
+        }
+        span.recorder.record(
+            "pointsman.attempt", span.context, span.parent, given(about), (span.started, max(span.started, end)), failed=failed
+        )
 
     def _close(self, ticket: Ticket, outcome: Outcome) -> None:
         """The request is over. An open attempt that nobody told of was answered from the cache, or given up."""
@@ -154,10 +191,8 @@ class RequestSpans:
             if outcome.status == "success" and decision_id != outcome.decision_id:
                 continue  # another call of the same HTTP request
             del ticket.spans[decision_id]
-            if outcome.status != "success" and isinstance(span, Span):
-                span.set_attribute("pointsman.attempt.outcome", "abandoned")
-                span.set_status(Status(StatusCode.ERROR))
-                span.end()
+            if outcome.status != "success" and isinstance(span, _Open):
+                self._record(span, {"pointsman.attempt.outcome": "abandoned"}, time.time_ns(), failed=True)
 
 
 def given(values: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
