@@ -47,6 +47,9 @@ TOUCHED: dict[str, str] = {
     "litellm.proxy._types:LitellmUserRoles": "who is an administrator",
     "litellm.proxy._types:UserAPIKeyAuth": "who calls our endpoints",
     "litellm.proxy.auth.user_api_key_auth:user_api_key_auth": "authenticates our endpoints",
+    # Metrics (core/callbacks/spend.py).
+    "litellm.proxy.proxy_server:prisma_client": "where rows of the request log wait",
+    "litellm.proxy.utils:PrismaClient.spend_log_transactions": "they, oldest first",
     # Spans (core/callbacks/span_export.py).
     "litellm.integrations.otel.model.config:is_otel_v2_enabled": "whether anybody asked for traces",
     "litellm.integrations.otel.plumbing.providers:register_exporter_factory": "its exporters, behind our sampler and scrubber",

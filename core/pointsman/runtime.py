@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pointsman.callbacks.exports import ExportWatch
 from pointsman.callbacks.logs import Logs, log_record
 from pointsman.callbacks.metrics import Metrics
 from pointsman.callbacks.spans import RequestSpans
+from pointsman.callbacks.spend import rows_waiting, spend_waiting
 from pointsman.custom_router.embed import embed
 from pointsman.decisions.store import DecisionStore
 from pointsman.decisions.types import Attempt, Decision, Outcome
@@ -159,6 +161,7 @@ class Runtime:
         elif kind == "metrics":
             self.metrics.told(message)
             self.metrics.sample(self.decisions.pending, self.decisions.written, self.decisions.dropped, self._serving())
+            self.metrics.spend(*spend_waiting(rows_waiting(), datetime.now(UTC)))
             self.exports.collect()
             if self.logs is not None:
                 for destination, lost in self.logs.lost().items():

@@ -203,6 +203,11 @@ ROUTING = Dashboard(
             (Query("sum by (instance) (pointsman_decision_queue_records)", "{{instance}}"),),
         ),
         Panel(
+            "Spend that waits for the database",
+            "s",
+            (Query("max by (instance) (pointsman_spend_flush_lag_seconds)", "{{instance}}"),),
+        ),
+        Panel(
             "Decision records",
             "ops",
             (Query(f"sum by (result) (rate(pointsman_decision_records_total{W}))", "{{result}}"),),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from pointsman.callbacks.labels import MAX_KNOWN, Words, endpoint_of
 from pointsman.callbacks.metrics import MAX_WORDS, METRICS, Metrics, Request
 from pointsman.callbacks.red import Measured
+from pointsman.callbacks.spend import spend_waiting
 from pointsman.custom_router.cost import always_strong
 from pointsman.custom_router.request import Prices
 from pointsman.decisions.ticket import CURRENT, Ticket
@@ -201,6 +203,9 @@ def test_states() -> None:
     scrape.metrics.sample(3, 150, 2, {"knn": (2, "knn", "2.0")})
     row = {"name": "knn", "failing": 1, "degraded": 0, "desired_generation": 3, "events": {"polls": 4, "unheard": 1}}
     scrape.metrics.told({"strategies": [row, {**row, "name": "forged"}], "config_failing": 1})
+    scrape.metrics.spend(12, 3.5)
+    assert scrape("pointsman_spend_queue_rows") == 12
+    assert scrape("pointsman_spend_flush_lag_seconds") == 3.5
     assert scrape("pointsman_decision_queue_records") == 3
     assert scrape("pointsman_decision_records_total", result="written") == 150
     assert scrape("pointsman_decision_records_total", result="dropped") == 2
@@ -212,6 +217,18 @@ def test_states() -> None:
     assert scrape("pointsman_reload_events_total", strategy="knn", result="polls") == 4
     assert scrape("pointsman_reload_events_total", strategy="knn", result="unheard") is None
     assert scrape("pointsman_config_failing") == 1
+
+
+def test_the_oldest_row_that_waits_is_the_lag() -> None:
+    now = datetime(2026, 5, 1, 12, tzinfo=UTC)
+    older, newer = {"endTime": datetime(2026, 5, 1, 11, 59, tzinfo=UTC)}, {"endTime": now}
+    assert spend_waiting([], now) == (0, 0.0)
+    assert spend_waiting([older, newer], now) == (2, 60.0)
+    assert spend_waiting([{"endTime": "2026-05-01T11:59:30+00:00"}], now) == (1, 30.0), "as it stands in JSON"
+    assert spend_waiting([{"endTime": datetime(2026, 5, 1, 11, 59)}], now) == (1, 60.0), "LiteLLM's times are UTC"
+    assert spend_waiting([{"endTime": datetime(2026, 5, 1, 12, 1, tzinfo=UTC)}], now) == (1, 0.0), "clocks differ"
+    assert spend_waiting([{}, {"endTime": "soon"}], now) == (2, 0.0)
+    assert spend_waiting([{"endTime": "soon"}], now) == (1, 0.0)
 
 
 def flood(metrics: Metrics, word: str) -> None:

@@ -36,10 +36,12 @@ DECISION_BUCKETS = (50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-
 SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 """A latency objective has to be one of them."""
 _BUCKETS = {"pointsman_routing_decision_seconds": DECISION_BUCKETS}
-_MODES: dict[str, Literal["livemin", "livemostrecent", "livesum"]] = {
+_MODES: dict[str, Literal["livemax", "livemin", "livemostrecent", "livesum"]] = {
     "pointsman_strategy_generation": "livemin",  # the worker that lags behind
     "pointsman_strategy_info": "livesum",
     "pointsman_decision_queue_records": "livesum",
+    "pointsman_spend_queue_rows": "livesum",
+    "pointsman_spend_flush_lag_seconds": "livemax",
 }
 """How a gauge of several workers becomes one; what the supervisor says is the same in all: `livemostrecent`."""
 _CODE = re.compile("[1-5][0-9][0-9]")
@@ -123,6 +125,11 @@ class Metrics:
             serving: strategy -> (generation, kind, version).
         """
         self._safely(self._sample, pending, {"written": written, "dropped": dropped}, serving)
+
+    def spend(self, rows: int, lag: float) -> None:
+        """Take how far LiteLLM is behind here with writing what requests cost (`pointsman.callbacks.spend`)."""
+        self._safely(self._gauges["pointsman_spend_queue_rows"].set, rows)
+        self._safely(self._gauges["pointsman_spend_flush_lag_seconds"].set, lag)
 
     def told(self, message: Mapping[str, Any]) -> None:
         """Take the state of the instance, as the supervisor tells it (`pointsman.process.feed`)."""
