@@ -91,4 +91,7 @@ def test_a_full_queue_drops_and_counts(server: Langfuse) -> None:
     exporter.processor.force_flush()
     exporter.watch.collect()
     assert exporter.counts["spans", "", "dropped"] >= 200 - 20 - 5 * 3, "the queue, and the batches that were on their way"
-    assert sum(exporter.counts.values()) == 200, "not one is lost uncounted"
+    counted = sum(exporter.counts.values())
+    assert counted >= 200, "not one is lost uncounted"
+    # The SDK counts a drop where the queue was full a moment ago, though the exporting thread has just made room.
+    assert counted <= 200 + 5 * 3
