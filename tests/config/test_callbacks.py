@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,13 @@ def test_a_misspelt_sink(tmp_path: Path) -> None:
     ("installed", "said"), [(None, "not installed"), ("5.0.1", "5.0.1"), ("4.6.9", "4.6.9"), ("4.18.0", "")]
 )
 def test_langfuses_sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: str | None, said: str) -> None:
-    if installed is not None:  # what the installer of that release would have left on the path
+    if installed is None:
+        monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
+    else:  # what the installer of that release would have left on the path
         about = tmp_path / "site" / f"langfuse-{installed}.dist-info"
         about.mkdir(parents=True)
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: langfuse\nVersion: {installed}\n")
-        monkeypatch.syspath_prepend(str(about.parent))
+        monkeypatch.setattr(sys, "path", [str(about.parent), *sys.path])
     problems = told(tmp_path, {"success_callback": ["langfuse"]}, KEYS)
     assert [said in item.message for item in problems] == ([True] if said else [])
 

@@ -126,7 +126,7 @@ def named_callbacks(settings: Mapping[str, Any]) -> set[str]:
 def _check_sdk(source: Source, path: KeyPath) -> None:
     """LiteLLM leaves the sink out, with one line in the log, unless the right SDK is there."""
     low, high = LANGFUSE_SDK
-    mend = "Name `langfuse_otel`, which needs no SDK, or install `langfuse>=4.7,<5` beside the gateway."
+    mend = "Name `langfuse_otel`, which needs no SDK, or install the extra `pointsman[langfuse]`."
     try:
         installed = version("langfuse")
     except PackageNotFoundError:
