@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import secrets
 import time
@@ -17,6 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode
+from starlette.types import Receive, Scope, Send
 
 from pointsman.callbacks.names import ATTRIBUTES, METRICS, SPANS
 from pointsman.callbacks.process_spans import ProcessSpans
@@ -24,6 +27,7 @@ from pointsman.callbacks.span_export import Scrubber
 from pointsman.callbacks.spans import MAX_ITEMS, RequestSpans
 from pointsman.decisions.ticket import CURRENT, Ticket
 from pointsman.decisions.types import Attempt, Decision, Dropped, Encoded, Outcome
+from pointsman.http.tickets import Tickets
 from support.gateway import pointsman
 from support.otlp import attributes, receiver
 from support.semconv import attribute_names, metric_names, namespaces, wrong_with
@@ -170,6 +174,37 @@ def test_an_answer_from_the_cache_was_no_attempt_and_one_nobody_told_of_was_give
     (span,) = traced.made("pointsman.attempt")
     assert (span.attributes or {})["pointsman.attempt.outcome"] == "abandoned"
     assert traced.ticket.spans == {}
+
+
+@pytest.mark.parametrize(("bodies", "abandoned"), [(("a", "b", ""), False), (("a", "b"), True), ((), True)])
+def test_an_attempt_ends_with_an_answer_that_breaks_off(bodies: tuple[str, ...], abandoned: bool) -> None:
+    """The client left a stream; LiteLLM tells nobody how the call ended."""
+    traced = Traced()
+    tickets: list[Ticket] = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        ticket = CURRENT.get()
+        assert ticket is not None
+        tickets.append(ticket)
+        traced.spans.begin(ticket, "dec_1", "auto")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for body in bodies:
+            await send({"type": "http.response.body", "body": body.encode(), "more_body": bool(body)})
+        if not bodies:
+            raise ConnectionError("the client left")
+
+    async def nothing(_message: Any = None) -> Any:
+        return {"type": "http.disconnect"}
+
+    def work() -> None:
+        with contextlib.suppress(ConnectionError):
+            asyncio.run(Tickets(app)({"type": "http", "path": "/", "headers": []}, nothing, nothing))
+
+    traced.run(work)
+    assert [(span.attributes or {})["pointsman.attempt.outcome"] for span in traced.made("pointsman.attempt")] == (
+        ["abandoned"] if abandoned else []
+    )
+    assert bool(tickets[0].spans) is not abandoned, "an answer that is whole is told of later"
 
 
 def test_where_nobody_asked_for_traces_nothing_is_made() -> None:

@@ -52,7 +52,18 @@ def test_credentials_may_come_from_elsewhere(tmp_path: Path, sections: dict[str,
 
 
 def test_named_twice_is_told_once(tmp_path: Path) -> None:
-    assert len(told(tmp_path, {"success_callback": ["langsmith"], "failure_callback": ["langsmith"]})) == 1
+    named = {"success_callback": ["langsmith"], "failure_callback": ["langsmith"]}
+    assert len(told(tmp_path, named | {"turn_off_message_logging": True})) == 1
+
+
+def test_a_sink_that_is_sent_what_was_asked_and_answered(tmp_path: Path) -> None:
+    named, env = {"success_callback": ["langsmith", "prometheus", "langfuse_otel"]}, KEYS | {"LANGSMITH_API_KEY": "k"}
+    (problem,) = told(tmp_path, named, env)
+    assert problem.key == "litellm_settings.success_callback[0]"
+    assert "is sent prompts and answers" in problem.message
+    for settled in ({"turn_off_message_logging": True}, {"turn_off_message_logging": False}):
+        assert told(tmp_path, named | settled, env) == []
+    assert told(tmp_path, named, env, pointsman={"privacy": {"capture_prompts": True}}) == []
 
 
 def test_a_misspelt_sink(tmp_path: Path) -> None:
@@ -71,7 +82,7 @@ def test_langfuses_sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installe
         about.mkdir(parents=True)
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: langfuse\nVersion: {installed}\n")
         monkeypatch.setattr(sys, "path", [str(about.parent), *sys.path])
-    problems = told(tmp_path, {"success_callback": ["langfuse"]}, KEYS)
+    problems = told(tmp_path, {"success_callback": ["langfuse"], "turn_off_message_logging": True}, KEYS)
     assert [said in item.message for item in problems] == ([True] if said else [])
 
 

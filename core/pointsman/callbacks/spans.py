@@ -52,6 +52,17 @@ class _Open:
     model: str | None
     started: int
 
+    def end(self, values: Mapping[str, AttributeValue | None], end: int, *, failed: bool) -> None:
+        """It is over; `end` as `started`."""
+        model = self.model[:MAX_NAME] if self.model else None
+        about: dict[str, AttributeValue | None] = {"pointsman.decision.id": self.decision_id, "gen_ai.request.model": model}
+        times = (self.started, max(self.started, end))
+        self.recorder.record("pointsman.attempt", self.context, self.parent, given(about | dict(values)), times, failed=failed)
+
+    def abandon(self) -> None:
+        """Nobody will tell how it ended."""
+        self.end({"pointsman.attempt.outcome": "abandoned"}, time.time_ns(), failed=True)
+
 
 class RequestSpans:
     """One a worker; `record` is a sink of leaf records.
@@ -172,18 +183,7 @@ class RequestSpans:
             "error.type": attempt.error,
             "http.response.status_code": attempt.status,
         }
-        self._record(span, values, int(attempt.created_at * 1e9), failed=attempt.outcome != "ok")
-
-    def _record(self, span: _Open, values: Mapping[str, AttributeValue | None], end: int, *, failed: bool) -> None:
-        model = span.model[:MAX_NAME] if span.model else None
-        about: dict[str, AttributeValue | None] = {
-            "pointsman.decision.id": span.decision_id,
-            "gen_ai.request.model": model,
-            **values,
-        }
-        span.recorder.record(
-            "pointsman.attempt", span.context, span.parent, given(about), (span.started, max(span.started, end)), failed=failed
-        )
+        span.end(values, int(attempt.created_at * 1e9), failed=attempt.outcome != "ok")
 
     def _close(self, ticket: Ticket, outcome: Outcome) -> None:
         """The request is over. An open attempt that nobody told of was answered from the cache, or given up."""
@@ -191,8 +191,8 @@ class RequestSpans:
             if outcome.status == "success" and decision_id != outcome.decision_id:
                 continue  # another call of the same HTTP request
             del ticket.spans[decision_id]
-            if outcome.status != "success" and isinstance(span, _Open):
-                self._record(span, {"pointsman.attempt.outcome": "abandoned"}, time.time_ns(), failed=True)
+            if outcome.status != "success":
+                span.abandon()
 
 
 def given(values: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:

@@ -10,11 +10,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pointsman.decisions.types import Decision
 
 __all__ = ["CURRENT", "Ticket", "current_ticket"]
+
+
+class OpenSpan(Protocol):
+    """A span that ends with what it tells of."""
+
+    def abandon(self) -> None:
+        """End it: nobody will tell how that ended."""
 
 
 @dataclass(slots=True)
@@ -84,7 +91,7 @@ class Ticket:
     answered: int | None = None
     settle: Callable[[int], None] | None = None
     refusal: str | None = None
-    spans: dict[str, object] = field(default_factory=dict)
+    spans: dict[str, OpenSpan] = field(default_factory=dict)
     caller: object | None = None
 
 

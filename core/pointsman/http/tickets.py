@@ -123,7 +123,10 @@ class Tickets:
         ticket = Ticket(asked=_asked(scope), gone=partial(_gone, receive), request_id=request_id_of(scope), trace=_trace(scope))
         token = CURRENT.set(ticket)
 
+        complete = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal complete
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
                 served_by = next((v.decode("latin-1") for k, v in headers if k == b"x-litellm-model-id"), None)
@@ -133,11 +136,16 @@ class Tickets:
                     ticket.settle(ticket.answered)
                 if ticket.answered >= 400:
                     _tell(scope, ticket, ticket.answered)
+            complete = complete or (message["type"] == "http.response.body" and not message.get("more_body"))
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
+            if scope["type"] == "http" and not complete:  # the client left, or it broke off: attempts under way end too
+                for span in ticket.spans.values():
+                    span.abandon()
+                ticket.spans.clear()
             if ticket.settle is not None:  # no answer has begun
                 ticket.settle(500)
             CURRENT.reset(token)

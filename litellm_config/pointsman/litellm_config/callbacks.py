@@ -21,6 +21,13 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+WITHOUT_TEXT = _words(
+    """arize arize_phoenix datadog_metrics dynamic_rate_limiter dynamic_rate_limiter_v3 focus langfuse_otel langtrace levo
+    mavvrik newrelic openmeter lago otel pagerduty prometheus resend_email sendgrid_email signoz smtp_email vantage weave_otel
+    anthropic_cache_control_hook bitbucket cloudzero compression_interception dotprompt gitlab vector_store_pre_call_hook"""
+)
+"""Callbacks that send no prompts and answers: they know none, or their spans pass our exporters, which take them out."""
+
 LISTS = ("callbacks", "success_callback", "failure_callback", "service_callback")
 """Settings of `litellm_settings` that name callbacks."""
 
@@ -83,6 +90,9 @@ def check_callbacks(source: Source, env: Mapping[str, str]) -> None:
         if name in told:
             continue
         told.add(name)
+        if name in CALLBACKS - WITHOUT_TEXT and not _text_is_settled(litellm, sections.get("pointsman", {})):
+            mend = "Say `turn_off_message_logging: true` (or `false`) under `litellm_settings`."
+            source.warn(path, "E4204", f"{name} is sent prompts and answers, and nothing says that it may be", mend)
         if name == "langfuse":
             _check_sdk(source, path)
         missing = [] if secret_manager else _missing(name, known)
@@ -93,6 +103,13 @@ def check_callbacks(source: Source, env: Mapping[str, str]) -> None:
                 path, "E4204", f"{name} is named, and {wanted} {_is(missing)} not set", f"{hint}export {missing[0][0]}=..."
             )
     _check_teams(source, litellm, known)
+
+
+def _text_is_settled(litellm: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether the file says if callbacks may be sent prompts and answers; LiteLLM sends them where it is silent."""
+    privacy = ours.get("privacy")
+    capture = isinstance(privacy, dict) and privacy.get("capture_prompts") is True
+    return capture or "turn_off_message_logging" in litellm
 
 
 def _is_hook(settings: Any) -> bool:
