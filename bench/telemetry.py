@@ -2,17 +2,19 @@
 
     python -m bench.telemetry [--rounds 7] [--requests 300] [--json]     from the repository's root; `make bench-telemetry`
 
-Three gateways with one worker, the same strategy and the same upstream, no database; they are asked in turn:
+Three gateways with one worker, the same strategy and the same upstream, no database; they are asked in turn, few requests at a
+time, so that what else happens on the machine happens to all of them:
 
 - **none**: no callbacks; our sinks are taken out of the worker, log lines below errors are off.
 - **litellm**: LiteLLM's callbacks `otel` and `prometheus`, every trace kept; our sinks are still out.
 - **both**: the same, and ours: spans of decision, encoding and attempt, metrics, JSON log lines on standard output and by OTLP.
 
 Traces and logs go to a collector in this process that throws them away. What is counted is the processor time (user and
-system) of all of a gateway's processes, from the first request of a block until the exporters have had time to send what it
-left. `ours` is (both - litellm) / none and `litellm` is (litellm - none) / none, medians over the rounds. There is no database
-and the upstream answers at once, so that a request costs as little as it can and telemetry's share is as large as it can be.
-What stays in all three: middleware that takes times and ids. The upstream and the collector are in no figure.
+system) of all of a gateway's processes, from a round's first request until the exporters have had time to send what it left,
+less what the gateway takes in the same time when nobody asks it. `ours` is (both - litellm) / none and `litellm` is
+(litellm - none) / none, medians over the rounds. There is no database and the upstream answers at once, so that a request costs
+as little as it can and telemetry's share is as large as it can be. What stays in all three: middleware that takes times and
+ids. The upstream and the collector are in no figure.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,7 +54,11 @@ PARTS = ("spans", "logs", "metrics")
 MARK = "BENCH_TELEMETRY"
 PATIENCE = 120.0
 SETTLE = 2.0
-"""Seconds after a block for what the exporters still hold; they send every second."""
+"""Seconds after a round for what the exporters still hold; they send every second."""
+IDLE = 6.0
+"""Seconds in which nobody is asked, to see what a gateway takes by itself."""
+AT_A_TIME = 25
+"""Requests to one gateway before the next has its turn."""
 
 MUTE = '''\
 """Takes our sinks out of a worker, but for the records of decisions; LiteLLM imports it when it reads its configuration."""
@@ -250,13 +256,6 @@ class _Gateway:
                 continue
         return ticks / os.sysconf("SC_CLK_TCK")
 
-    def block(self, count: int) -> float:
-        """Milliseconds of processor time of one request."""
-        before = self.seconds()
-        self.ask(count)
-        time.sleep(SETTLE)
-        return (self.seconds() - before) * 1000 / count
-
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -272,8 +271,8 @@ def measure(folder: Path, *, rounds: int, requests: int, parts: bool = False, lo
 
     Args:
         folder: an empty directory.
-        rounds: blocks of each; the order turns from round to round.
-        requests: of a block.
+        rounds: after each, what was taken is written down.
+        requests: of a round to each gateway; rounded up to a multiple of `AT_A_TIME`.
         parts: measure each kind of signal by itself, too.
         log: where progress is written.
     """
@@ -287,11 +286,16 @@ def measure(folder: Path, *, rounds: int, requests: int, parts: bool = False, lo
         for gateway in gateways:
             gateway.wait()
             gateway.ask(max(50, requests // 3))
+        time.sleep(SETTLE)
+        idle = _used(gateways, lambda: time.sleep(IDLE))
         taken: dict[str, list[float]] = {kind: [] for kind in kinds}
+        turns = -(-requests // AT_A_TIME)
         for number in range(rounds):
-            turn = number % len(gateways)
-            for gateway in (*gateways[turn:], *gateways[:turn]):
-                taken[gateway.kind].append(gateway.block(requests))
+            begun = time.monotonic()
+            used = _used(gateways, lambda: _ask_in_turn(gateways, turns))
+            share = (time.monotonic() - begun) / IDLE
+            for kind in kinds:
+                taken[kind].append((used[kind] - idle[kind] * share) * 1000 / (turns * AT_A_TIME))
             said = ", ".join(f"{kind} {values[-1]:.2f} ms" for kind, values in taken.items())
             print(f"round {number + 1}: {said}", file=log, flush=True)
     ours = [(both - mine) / none for none, mine, both in zip(*(taken[kind] for kind in KINDS), strict=True)]
@@ -305,11 +309,26 @@ def measure(folder: Path, *, rounds: int, requests: int, parts: bool = False, lo
     )
 
 
+def _used(gateways: Sequence[_Gateway], work: Callable[[], None]) -> dict[str, float]:
+    """Seconds of processor time that each took meanwhile."""
+    before = {gateway.kind: gateway.seconds() for gateway in gateways}
+    work()
+    return {gateway.kind: gateway.seconds() - before[gateway.kind] for gateway in gateways}
+
+
+def _ask_in_turn(gateways: Sequence[_Gateway], turns: int) -> None:
+    for number in range(turns):
+        first = number % len(gateways)
+        for gateway in (*gateways[first:], *gateways[:first]):
+            gateway.ask(AT_A_TIME)
+    time.sleep(SETTLE)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.telemetry", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7, help="blocks of each gateway (default 7)")
-    parser.add_argument("--requests", type=int, default=300, help="requests of a block (default 300)")
+    parser.add_argument("--rounds", type=int, default=7, help="times that what was taken is written down (default 7)")
+    parser.add_argument("--requests", type=int, default=300, help="requests of a round to each gateway (default 300)")
     parser.add_argument("--parts", action="store_true", help="measure spans, logs and metrics by themselves, too")
     parser.add_argument("--json", action="store_true", help="print only JSON on standard output")
     chosen = parser.parse_args(arguments)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import threading
 import time
@@ -21,8 +22,9 @@ from pointsman.callbacks.log_records import Entry
 __all__ = ["Output"]
 
 BATCH = 256
-LOOK = 0.25
-"""Seconds after which the thread looks by itself."""
+LOOK = 0.1
+"""Seconds between two looks of the thread: to wake it for each line would cost a request more than the line does. It is woken
+for warnings and errors, and when as much waits as is written at a time."""
 
 
 class Output:
@@ -69,7 +71,7 @@ class Output:
         if len(self._queue) == self._queue.maxlen:
             self.dropped += 1  # deque drops the oldest by itself
         self._queue.append(entry)
-        if not self._wake.is_set():
+        if (entry.level >= logging.WARNING or len(self._queue) >= BATCH) and not self._wake.is_set():
             self._wake.set()
 
     def _run(self) -> None:
