@@ -67,6 +67,7 @@ import os
 
 from litellm.integrations.custom_logger import CustomLogger
 
+from pointsman.callbacks.logs import Logs
 from pointsman.callbacks.metrics import Metrics
 from pointsman.callbacks.spans import RequestSpans
 from pointsman.custom_router.hook import router_hook
@@ -74,8 +75,8 @@ from pointsman.decisions.store import DecisionStore
 
 instance = CustomLogger()  # in all gateways, so that it costs them the same
 kind = os.environ["BENCH_TELEMETRY"]
-kept = {"both": (DecisionStore, Metrics, RequestSpans, type(None)), "spans": (DecisionStore, RequestSpans)}
-kept |= {"metrics": (DecisionStore, Metrics), "logs": (DecisionStore, type(None))}
+kept = {"both": (DecisionStore, Metrics, RequestSpans, Logs), "spans": (DecisionStore, RequestSpans)}
+kept |= {"metrics": (DecisionStore, Metrics), "logs": (DecisionStore, Logs)}
 owners = kept.get(kind, (DecisionStore,))
 router_hook._sinks = tuple(put for put in router_hook._sinks if isinstance(getattr(put, "__self__", None), owners))
 if RequestSpans not in owners:

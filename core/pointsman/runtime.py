@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pointsman.callbacks.exports import ExportWatch
-from pointsman.callbacks.logs import Logs, log_record
+from pointsman.callbacks.logs import Logs
 from pointsman.callbacks.metrics import Metrics
 from pointsman.callbacks.spans import RequestSpans
 from pointsman.callbacks.spend import rows_waiting, spend_waiting
@@ -50,6 +50,7 @@ class Runtime:
         settings: the instance's settings.
         database_url: where decisions are kept, or None.
         aliases: strategy -> (bundle's candidate name -> deployment's model).
+        logs: log lines of this process.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Runtime:
         settings: PointsmanSettings,
         database_url: str | None,
         aliases: Mapping[str, Mapping[str, str]],
+        logs: Logs,
     ) -> None:
         self.worker = worker
         self.settings = settings
@@ -69,13 +71,13 @@ class Runtime:
         self.exports = ExportWatch(self.metrics.exported)
         self.spans = RequestSpans(propagate=settings.telemetry.traces.propagate)
         self.sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = (
-            log_record,
+            logs.record,
             self.decisions.put,
             self.metrics.record,
             self.spans.record,
         )
         """Where leaf records go; each call neither blocks nor raises."""
-        self.logs: Logs | None = None
+        self.logs = logs
         self.on_drain: Callable[[], None] = lambda: None
         self.models: ModelSync | None = None
         self._channel = channel
@@ -163,10 +165,9 @@ class Runtime:
             self.metrics.sample(self.decisions.pending, self.decisions.written, self.decisions.dropped, self._serving())
             self.metrics.spend(*spend_waiting(rows_waiting(), datetime.now(UTC)))
             self.exports.collect()
-            if self.logs is not None:
-                for destination, lost in self.logs.lost().items():
-                    self.metrics.exported("logs", destination, "dropped", lost)
-        elif kind == "logs" and self.logs is not None:
+            for destination, lost in self.logs.lost().items():
+                self.metrics.exported("logs", destination, "dropped", lost)
+        elif kind == "logs":
             self.logs.set_levels(*message["levels"])
         elif kind == "drain":
             self.on_drain()
@@ -215,8 +216,7 @@ class Runtime:
     async def logging(self, level: str | None = None, library_level: str | None = None) -> Any:
         """State of the log lines, after a change of their levels in all processes where one is asked for."""
         state = await self.call("logs", level=level, library_level=library_level)
-        if self.logs is not None:
-            state["dropped"][self.logs.process] = self.logs.dropped
+        state["dropped"][self.logs.process] = self.logs.dropped
         return state
 
     async def close(self) -> None:

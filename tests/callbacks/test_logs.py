@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pointsman.callbacks.log_export import Export
 from pointsman.callbacks.log_output import Output
 from pointsman.callbacks.log_records import Entry, constant_text, fields_of, json_line, text_line
-from pointsman.callbacks.logs import LIBRARIES, Logs, log_record
+from pointsman.callbacks.logs import LIBRARIES, Logs
 from pointsman.callbacks.names import LOG_FIELDS
 from pointsman.callbacks.privacy import REDACTED, Redactor, known_secrets
 from pointsman.decisions import Attempt, Decision, Dropped, Outcome
@@ -208,7 +208,7 @@ def test_a_callers_mistake_has_no_stack_trace(
 def test_prompts_are_told_where_that_was_asked_for_and_the_rules_hold(lines: Callable[..., Lines], ticket: Ticket) -> None:
     found = lines(privacy={"capture_prompts": True, "redact": [r"maiden name is \S+", r"\d{4}-\d{4}"]})
     library.warning(f"Request: {PROMPT}")
-    log_record(Decision("dec_1", "req-1", "auto", prompt="call 1234-5678"))
+    found.logs.record(Decision("dec_1", "req-1", "auto", prompt="call 1234-5678"))
     said = found.said()
     assert said[0]["message"] == f"Request: my grandmother's {REDACTED}"
     assert said[1]["prompt"] == f"call {REDACTED}"
@@ -230,10 +230,10 @@ def test_a_decision_is_one_line(lines: Callable[..., Lines], ticket: Ticket) -> 
         chosen_by="group",
         microseconds=77,
     )
-    log_record(decision)
-    log_record(Attempt("dec_1", 1, "d1", "openai/m", "ok"))
-    log_record(Attempt("dec_1", 2, "d1", "openai/m", "error", "Timeout", 408))
-    log_record(Outcome("dec_1", "success"))
+    found.logs.record(decision)
+    found.logs.record(Attempt("dec_1", 1, "d1", "openai/m", "ok"))
+    found.logs.record(Attempt("dec_1", 2, "d1", "openai/m", "error", "Timeout", 408))
+    found.logs.record(Outcome("dec_1", "success"))
     told, attempt, outcome = found.said()
     assert (told["level"], told["message"]) == ("INFO", "auto -> openai/m by knn")
     assert told["scores"] == {"d1": 0.9, "d2": 0.123457}

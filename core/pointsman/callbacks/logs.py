@@ -21,11 +21,13 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pointsman.callbacks.log_decisions import level_of, line_of
 from pointsman.callbacks.log_export import Export
 from pointsman.callbacks.log_output import Output
 from pointsman.callbacks.log_records import (
@@ -36,6 +38,7 @@ from pointsman.callbacks.log_records import (
     chain,
     entry_of,
     fields_of,
+    identity_of,
     json_line,
     providers_fault,
     text_line,
@@ -48,11 +51,12 @@ from pointsman.settings import PointsmanSettings
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["LEVELS", "LIBRARIES", "Logs", "decision_fields", "log_record"]
+__all__ = ["LEVELS", "LIBRARIES", "Logs"]
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 LIBRARIES = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router")
 _MARK = "_pointsman_told"
+_SOURCE = (__file__, 0)
 
 decisions = logging.getLogger("pointsman.decisions")
 printed = logging.getLogger("printed")
@@ -223,6 +227,15 @@ class Logs:
                     return
         self.output.put(entry_of(record, error, tell_all=self._tell_all))
 
+    def record(self, record: Decision | Attempt | Outcome) -> None:
+        """The sink of leaf records. They are made into entries without `logging`, which would take several times as long."""
+        level = level_of(record)
+        if level is None or not decisions.isEnabledFor(level):
+            return
+        message, fields = line_of(record)
+        identity = identity_of(current_ticket())
+        self.output.put(Entry(time.time(), level, decisions.name, message, _SOURCE, identity, fields))
+
     def _hold(self, ticket: Ticket, entry: Entry, error: BaseException) -> None:
         """Keep a line back until the answer's status says whether the caller is at fault."""
         kind, upstream = _kind(error), providers_fault(error)
@@ -301,64 +314,3 @@ class _Lines(io.TextIOBase):
     def buffer(self) -> Any:
         """The bytes' way around, for libraries that insist."""
         return self.stream.buffer
-
-
-def decision_fields(decision: Decision) -> dict[str, Any]:
-    """What a decision's line tells besides the ids."""
-    fields = {
-        "decision_id": decision.decision_id,
-        "group": decision.group,
-        "strategy": decision.strategy or "litellm",
-        "strategy_version": decision.version,
-        "variant": decision.variant,
-        "model": decision.model,
-        "deployment": decision.order[0] if decision.order else None,
-        "policy": decision.policy if decision.strategy is not None else None,
-        "chosen_by": decision.chosen_by,
-        "fallback": decision.fallback,
-        "propensity": decision.propensity,
-        "scores": {name: round(score, 6) for name, score in decision.scores.items()},
-        "dropped": {item.deployment_id: item.reason for item in decision.dropped},
-        "microseconds": decision.microseconds,
-        "prompt": decision.prompt,
-    }
-    return {name: value for name, value in fields.items() if value is not None and value != {}}
-
-
-def log_record(record: Decision | Attempt | Outcome) -> None:
-    """The sink: one line a decision, one a failed attempt; outcomes at DEBUG."""
-    if isinstance(record, Decision):
-        if decisions.isEnabledFor(logging.INFO):
-            why = f" ({record.fallback})" if record.fallback else ""
-            by = record.strategy or "litellm"
-            decisions.info(
-                "%s -> %s by %s%s", record.group, record.model or "?", by, why, extra={"fields": decision_fields(record)}
-            )
-    elif isinstance(record, Attempt):
-        if record.outcome != "ok" and decisions.isEnabledFor(logging.WARNING):
-            fields = {
-                "decision_id": record.decision_id,
-                "attempt": record.number,
-                "deployment": record.deployment_id,
-                "model": record.model,
-                "error_type": record.error,
-                "status": record.status,
-            }
-            decisions.warning(
-                "attempt %d at %s failed: %s",
-                record.number,
-                record.deployment_id,
-                record.error,
-                extra={"fields": {name: value for name, value in fields.items() if value is not None}},
-            )
-    elif decisions.isEnabledFor(logging.DEBUG):
-        fields = {
-            "decision_id": record.decision_id,
-            "outcome": record.status,
-            "deployment": record.deployment_id,
-            "prompt_tokens": record.prompt_tokens,
-            "completion_tokens": record.completion_tokens,
-            "cost": record.cost,
-            "duration_ms": record.latency_ms,
-        }
-        decisions.debug("ended: %s", record.status, extra={"fields": {k: v for k, v in fields.items() if v is not None}})

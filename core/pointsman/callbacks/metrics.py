@@ -101,6 +101,7 @@ class Metrics:
             name: Gauge(name, row.meaning, row.labels, registry=registry, multiprocess_mode=_MODES.get(name, "livemostrecent"))
             for name, row in _rows("gauge")
         }
+        self._children: dict[tuple[str, ...], Any] = {}
         for entity in (*ENTITIES, OTHER):
             self._safely(partial(self._count, by=0), "pointsman_budget_rejections_total", entity)
 
@@ -154,12 +155,22 @@ class Metrics:
             self._broken = True
 
     def _count(self, name: str, *labels: str, by: float = 1) -> None:
-        self._counters[name].labels(*labels).inc(by)
+        self._child(self._counters, name, labels).inc(by)
+
+    def _observe(self, name: str, *labels: str, value: float) -> None:
+        self._child(self._histograms, name, labels).observe(value)
+
+    def _child(self, family: Mapping[str, Any], name: str, labels: tuple[str, ...]) -> Any:
+        """One series. `labels()` of the client takes longer than to count; there are as many series as bounded labels allow."""
+        key = (name, *labels)
+        if (known := self._children.get(key)) is None:
+            known = self._children[key] = family[name].labels(*labels)
+        return known
 
     def _decision(self, record: Decision) -> None:
         strategy = self._strategies(record.strategy or LITELLM)
         self._count("pointsman_routing_decisions_total", strategy, self._fallbacks(record.fallback or ""))
-        self._histograms["pointsman_routing_decision_seconds"].labels(strategy).observe(record.microseconds / 1e6)
+        self._observe("pointsman_routing_decision_seconds", strategy, value=record.microseconds / 1e6)
 
     def _attempt(self, record: Attempt) -> None:
         model = self._models(record.model or "")
@@ -167,7 +178,7 @@ class Metrics:
         if record.number > 1:
             self._count("pointsman_retries_total", model)
         if record.outcome == "ok" and record.latency_ms is not None:
-            self._histograms["pointsman_attempt_seconds"].labels(model).observe(record.latency_ms / 1000)
+            self._observe("pointsman_attempt_seconds", model, value=record.latency_ms / 1000)
 
     def _outcome(self, record: Outcome) -> None:
         ticket = current_ticket()
@@ -186,9 +197,9 @@ class Metrics:
         group = self._groups((ticket.group if ticket is not None else None) or "")
         code = str(request.status)
         self._count("pointsman_requests_total", endpoint, group, self._statuses(code) if _CODE.fullmatch(code) else OTHER)
-        self._histograms["pointsman_request_seconds"].labels(endpoint, group).observe(request.seconds)
+        self._observe("pointsman_request_seconds", endpoint, group, value=request.seconds)
         if request.first is not None and request.status < 400:
-            self._histograms["pointsman_time_to_first_token_seconds"].labels(endpoint, group).observe(request.first)
+            self._observe("pointsman_time_to_first_token_seconds", endpoint, group, value=request.first)
         error = ticket.error if ticket is not None else None
         if request.status >= 400 or error is not None or not request.complete:
             word = error or (f"http_{code}" if request.status >= 400 else "incomplete")
