@@ -1,20 +1,20 @@
 """CPU time of a request with telemetry, beside one without, in one run: ours, and LiteLLM's own.
 
-    python -m bench.telemetry [--rounds 7] [--requests 300] [--json]     from the repository's root; `make bench-telemetry`
+    python -m bench.telemetry [--rounds 100] [--json]     from the repository's root; `make bench-telemetry`
 
-Three gateways with one worker, the same strategy and the same upstream, no database; they are asked in turn, few requests at a
-time, so that what else happens on the machine happens to all of them:
+Two gateways with one worker, the same strategy and the same upstream, no database; they are asked in turn:
 
 - **none**: no callbacks; our sinks are taken out of the worker, log lines below errors are off.
-- **litellm**: LiteLLM's callbacks `otel` and `prometheus`, every trace kept; our sinks are still out.
-- **both**: the same, and ours: spans of decision, encoding and attempt, metrics, JSON log lines on standard output and by OTLP.
+- the other has LiteLLM's callbacks `otel` and `prometheus`, every trace kept. In its turn as **litellm** our sinks are out
+  there, too; as **both** they are in: spans of decision, encoding and attempt, metrics, JSON log lines on standard output and
+  by OTLP. It is one process that is switched, because two of one program differ by several percent for life.
 
-Traces and logs go to a collector in this process that throws them away. What is counted is the processor time (user and
-system) of all of a gateway's processes, from a round's first request until the exporters have had time to send what it left,
-less what the gateway takes in the same time when nobody asks it. `ours` is (both - litellm) / none and `litellm` is
-(litellm - none) / none, medians over the rounds. There is no database and the upstream answers at once, so that a request costs
-as little as it can and telemetry's share is as large as it can be. What stays in all three: middleware that takes times and
-ids. The upstream and the collector are in no figure.
+Traces and logs go to a collector in this process that throws them away. What is counted is the worker's processor time. That of
+the thread that serves is taken over many short turns, so that what else happens on the machine happens to all ways alike; that
+of the others (scoring, writing, exporting), which lag behind, over a few long ones with time to finish. `ours` is
+(both - litellm) / none and `litellm` is (litellm - none) / none, means over the turns, `ours` with its standard error. There is
+no database and the upstream answers at once, so that a request costs as little as it can and telemetry's share is as large as
+it can be. What stays in all: middleware that takes times and ids. The upstream and the collector are in no figure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,24 +46,28 @@ from pointsman.strategies.encoders.hashing import HashingEncoder
 from pointsman.strategies.knn import KnnStrategy
 from pointsman.strategies.manifest import Provenance
 
-__all__ = ["KINDS", "Report", "main", "measure"]
+__all__ = ["Report", "main", "measure"]
 
-KINDS = ("none", "litellm", "both")
 PARTS = ("spans", "logs", "metrics")
 """Of ours one kind of signal each, beside LiteLLM's."""
 MARK = "BENCH_TELEMETRY"
 PATIENCE = 120.0
-SETTLE = 2.0
-"""Seconds after a round for what the exporters still hold; they send every second."""
-IDLE = 6.0
-"""Seconds in which nobody is asked, to see what a gateway takes by itself."""
-AT_A_TIME = 25
-"""Requests to one gateway before the next has its turn."""
+SETTLE = 1.5
+"""Seconds after a turn for what the exporters still hold; they send every second."""
+WARM_UP = 100
+"""Requests that count for nothing."""
+SHORT, LONG, LONG_TURNS = 10, 200, 3
+"""Requests of a short turn and of a long one, and how many long ones there are."""
 
-MUTE = '''\
-"""Takes our sinks out of a worker, but for the records of decisions; LiteLLM imports it when it reads its configuration."""
+SWITCH = '''\
+"""Takes our sinks out of a worker, but for the records of decisions, or puts some in; LiteLLM imports it.
 
+Each SIGUSR1 goes to the next of the ways that BENCH_TELEMETRY names.
+"""
+
+import itertools
 import os
+import signal
 
 from litellm.integrations.custom_logger import CustomLogger
 
@@ -74,15 +78,20 @@ from pointsman.custom_router.hook import router_hook
 from pointsman.decisions.store import DecisionStore
 
 instance = CustomLogger()  # in all gateways, so that it costs them the same
-kind = os.environ["BENCH_TELEMETRY"]
-kept = {"both": (DecisionStore, Metrics, RequestSpans, Logs), "spans": (DecisionStore, RequestSpans)}
-kept |= {"metrics": (DecisionStore, Metrics), "logs": (DecisionStore, Logs)}
-owners = kept.get(kind, (DecisionStore,))
-router_hook._sinks = tuple(put for put in router_hook._sinks if isinstance(getattr(put, "__self__", None), owners))
-if RequestSpans not in owners:
-    router_hook._spans = None
-if Metrics not in owners:
-    Metrics.request = lambda *_: None
+sinks, spans, count = router_hook._sinks, router_hook._spans, Metrics.request
+signals = {"both": (Metrics, RequestSpans, Logs), "spans": (RequestSpans,), "metrics": (Metrics,), "logs": (Logs,)}
+ways = itertools.cycle(os.environ["BENCH_TELEMETRY"].split(","))
+
+
+def turn(*_):
+    owners = (DecisionStore, *signals.get(next(ways), ()))
+    router_hook._sinks = tuple(put for put in sinks if isinstance(put.__self__, owners))
+    router_hook._spans = spans if RequestSpans in owners else None
+    Metrics.request = count if Metrics in owners else lambda *_: None
+
+
+signal.signal(signal.SIGUSR1, turn)
+turn()
 '''
 
 
@@ -91,17 +100,17 @@ class Report:
     """What was measured.
 
     Attributes:
-        milliseconds: processor time of a request by kind of gateway, median over the rounds.
+        milliseconds: processor time of a request by kind of gateway, mean over the rounds.
         ours: what our signals add, as a share of a request without telemetry.
+        error: its standard error.
         litellm: what LiteLLM's add.
-        rounds: ours in each round.
         cores: processors that this process may use.
     """
 
     milliseconds: dict[str, float]
     ours: float
+    error: float
     litellm: float
-    rounds: tuple[float, ...]
     cores: int
 
 
@@ -165,10 +174,10 @@ def _bundle(path: Path) -> None:
     path.write_bytes(data)
 
 
-def _config(kind: str, folder: Path, port: int) -> dict[str, Any]:
+def _config(signals: bool, folder: Path, port: int) -> dict[str, Any]:
     url = f"http://127.0.0.1:{port}"
-    logs: dict[str, Any] = {"format": "json", "level": "info" if kind in ("both", "logs") else "error"}
-    if kind in ("both", "logs"):
+    logs: dict[str, Any] = {"format": "json", "level": "info" if signals else "error"}
+    if signals:
         logs["otlp"] = {"endpoint": url}
     strategy = {"source": str(folder.parent / "bundle.zip"), "require_signature": False}
     return {
@@ -176,7 +185,7 @@ def _config(kind: str, folder: Path, port: int) -> dict[str, Any]:
             {"model_name": "auto", "litellm_params": {"model": model, "api_base": f"{url}/v1", "api_key": "none"}}
             for model in ("openai/small", "openai/large")
         ],
-        "litellm_settings": {"callbacks": [*([] if kind == "none" else ["otel", "prometheus"]), "bench_mute.instance"]},
+        "litellm_settings": {"callbacks": [*(["otel", "prometheus"] if signals else []), "bench_switch.instance"]},
         "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
         "pointsman": {
             "strategies": {"learned": strategy},
@@ -188,17 +197,19 @@ def _config(kind: str, folder: Path, port: int) -> dict[str, Any]:
 
 
 class _Gateway:
-    """One of them."""
+    """One of them; `ways` are what it is switched between, one each turn."""
 
-    def __init__(self, kind: str, folder: Path, collector: int) -> None:
-        self.kind, self.folder = kind, folder
+    def __init__(self, ways: Sequence[str], folder: Path, collector: int) -> None:
+        self.ways = ways
+        signals = "none" not in ways
         folder.mkdir()
-        (folder / "config.yaml").write_text(yaml.safe_dump(_config(kind, folder, collector)), encoding="utf-8")
-        (folder / "bench_mute.py").write_text(MUTE, encoding="utf-8")
+        (folder / "config.yaml").write_text(yaml.safe_dump(_config(signals, folder, collector)), encoding="utf-8")
+        (folder / "bench_switch.py").write_text(SWITCH, encoding="utf-8")
         self.port = free_port()
-        self.mark = f"{MARK}={kind}".encode()
-        env = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)} | KEYS | {MARK: kind}
-        if kind != "none":
+        self._mark = f"{MARK}={','.join(ways)}".encode()
+        env = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)} | KEYS
+        env |= {MARK: ",".join(ways)}
+        if signals:
             env |= {"OTEL_EXPORTER": "otlp_http", "OTEL_ENDPOINT": f"http://127.0.0.1:{collector}"}
             env |= {"OTEL_BSP_SCHEDULE_DELAY": "1000"}
         command = [str(Path(sys.executable).parent / "pointsman"), "serve", "--config", str(folder / "config.yaml")]
@@ -209,6 +220,22 @@ class _Gateway:
                 command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
+    def _processes(self) -> Iterator[Path]:
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and self._mark in (entry / "environ").read_bytes().split(b"\0"):
+                    yield entry
+            except OSError:  # gone in the meantime, or somebody else's
+                continue
+
+    def _worker(self) -> int:
+        """The youngest of its processes."""
+        return max(int(entry.name) for entry in self._processes())
+
+    def switch(self) -> None:
+        """Go to the next way."""
+        os.kill(self._worker(), signal.SIGUSR1)
+
     def wait(self) -> None:
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -218,7 +245,7 @@ class _Gateway:
             except OSError:
                 pass
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{self.kind} was not ready:\n" + self.log.read_text(errors="replace")[-4000:])
+                raise SystemExit(f"{self.ways} was not ready:\n" + self.log.read_text(errors="replace")[-4000:])
             time.sleep(0.1)
 
     def _ask(self, method: str, path: str, body: str | None) -> int:
@@ -239,23 +266,35 @@ class _Gateway:
                 answer = line.getresponse()
                 text = answer.read()
                 if answer.status != 200 or answer.headers["x-pointsman-strategy"] != "learned":
-                    raise SystemExit(f"{self.kind} answered {answer.status}, {dict(answer.headers)}: {text[:300]!r}")
+                    raise SystemExit(f"{self.ways} answered {answer.status}, {dict(answer.headers)}: {text[:300]!r}")
         finally:
             line.close()
 
-    def seconds(self) -> float:
-        """Processor time of its processes so far; proc(5), fields 14 and 15 of `stat`."""
-        ticks = 0
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                if self.mark in (entry / "environ").read_bytes().split(b"\0"):
-                    values = (entry / "stat").read_text().rpartition(")")[2].split()
-                    ticks += int(values[11]) + int(values[12])
-            except OSError:  # gone in the meantime, or somebody else's
-                continue
-        return ticks / os.sysconf("SC_CLK_TCK")
+    def _threads(self) -> tuple[int, int]:
+        """Nanoseconds that the worker's serving thread, and its others, have run; proc(5), `schedstat`."""
+        worker = self._worker()
+        main = others = 0
+        for entry in Path(f"/proc/{worker}/task").iterdir():
+            ran = int((entry / "schedstat").read_text().split()[0])
+            if int(entry.name) == worker:
+                main = ran
+            else:
+                others += ran
+        return main, others
+
+    def serving(self, count: int) -> float:
+        """Milliseconds of the serving thread for one request, as it is switched now."""
+        before, _ = self._threads()
+        self.ask(count)
+        return (self._threads()[0] - before) / count / 1e6
+
+    def behind(self, count: int) -> float:
+        """Milliseconds of the other threads for one request."""
+        time.sleep(SETTLE)
+        _, before = self._threads()
+        self.ask(count)
+        time.sleep(SETTLE)
+        return (self._threads()[1] - before) / count / 1e6
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -267,79 +306,64 @@ class _Gateway:
                 self.process.wait()
 
 
-def measure(folder: Path, *, rounds: int, requests: int, parts: bool = False, log: Any = sys.stderr) -> Report:
+def measure(folder: Path, *, rounds: int, parts: bool = False, log: Any = sys.stderr) -> Report:
     """Start the gateways in `folder`, warm them up, and ask them in turn.
 
     Args:
         folder: an empty directory.
-        rounds: after each, what was taken is written down.
-        requests: of a round to each gateway; rounded up to a multiple of `AT_A_TIME`.
+        rounds: a short turn of each way in each of them.
         parts: measure each kind of signal by itself, too.
         log: where progress is written.
     """
     _bundle(folder / "bundle.zip")
+    ways = ("litellm", "both", *(PARTS if parts else ()))
+    serving: dict[str, list[float]] = {way: [] for way in ("none", *ways)}
+    behind: dict[str, list[float]] = {way: [] for way in ("none", *ways)}
     with ExitStack() as stack:
         collector = stack.enter_context(_receiver())
-        kinds = KINDS + PARTS if parts else KINDS
-        gateways = [_Gateway(kind, folder / kind, collector) for kind in kinds]
-        for gateway in gateways:
+        without, switched = (_Gateway(names, folder / names[0], collector) for names in (("none",), ways))
+        for gateway in (without, switched):
             stack.callback(gateway.stop)
-        for gateway in gateways:
+        for gateway in (without, switched):
             gateway.wait()
-            gateway.ask(max(50, requests // 3))
-        time.sleep(SETTLE)
-        idle = _used(gateways, lambda: time.sleep(IDLE))
-        taken: dict[str, list[float]] = {kind: [] for kind in kinds}
-        turns = -(-requests // AT_A_TIME)
-        for number in range(rounds):
-            begun = time.monotonic()
-            used = _used(gateways, lambda: _ask_in_turn(gateways, turns))
-            share = (time.monotonic() - begun) / IDLE
-            for kind in kinds:
-                taken[kind].append((used[kind] - idle[kind] * share) * 1000 / (turns * AT_A_TIME))
-            said = ", ".join(f"{kind} {values[-1]:.2f} ms" for kind, values in taken.items())
-            print(f"round {number + 1}: {said}", file=log, flush=True)
-    ours = [(both - mine) / none for none, mine, both in zip(*(taken[kind] for kind in KINDS), strict=True)]
-    theirs = [(mine - none) / none for none, mine in zip(taken["none"], taken["litellm"], strict=True)]
+            for _ in gateway.ways:
+                gateway.ask(WARM_UP)
+                gateway.switch()
+        for taken, turns, count in ((serving, rounds, SHORT), (behind, LONG_TURNS, LONG)):
+            for _ in range(turns):
+                for gateway in (without, switched):
+                    for way in gateway.ways:
+                        taken[way].append(gateway.serving(count) if taken is serving else gateway.behind(count))
+                        gateway.switch()
+            said = ", ".join(f"{way} {statistics.fmean(values):.3f} ms" for way, values in taken.items())
+            print(f"{'serving thread' if taken is serving else 'other threads'}: {said}", file=log, flush=True)
+    total = {way: statistics.fmean(serving[way]) + statistics.fmean(behind[way]) for way in serving}
+    differences = [both - mine for mine, both in zip(serving["litellm"], serving["both"], strict=True)]
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if rounds > 1 else float("nan")
     return Report(
-        {kind: round(statistics.median(values), 3) for kind, values in taken.items()},
-        round(statistics.median(ours), 4),
-        round(statistics.median(theirs), 4),
-        tuple(round(value, 4) for value in ours),
+        {way: round(value, 3) for way, value in total.items()},
+        round((total["both"] - total["litellm"]) / total["none"], 4),
+        round(error / total["none"], 4),
+        round(total["litellm"] / total["none"] - 1, 4),
         len(os.sched_getaffinity(0)),
     )
-
-
-def _used(gateways: Sequence[_Gateway], work: Callable[[], None]) -> dict[str, float]:
-    """Seconds of processor time that each took meanwhile."""
-    before = {gateway.kind: gateway.seconds() for gateway in gateways}
-    work()
-    return {gateway.kind: gateway.seconds() - before[gateway.kind] for gateway in gateways}
-
-
-def _ask_in_turn(gateways: Sequence[_Gateway], turns: int) -> None:
-    for number in range(turns):
-        first = number % len(gateways)
-        for gateway in (*gateways[first:], *gateways[:first]):
-            gateway.ask(AT_A_TIME)
-    time.sleep(SETTLE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.telemetry", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7, help="times that what was taken is written down (default 7)")
-    parser.add_argument("--requests", type=int, default=300, help="requests of a round to each gateway (default 300)")
+    parser.add_argument("--rounds", type=int, default=100, help="short turns of each way (default 100)")
     parser.add_argument("--parts", action="store_true", help="measure spans, logs and metrics by themselves, too")
     parser.add_argument("--json", action="store_true", help="print only JSON on standard output")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="pointsman-bench-") as scratch:
-        report = measure(Path(scratch), rounds=max(1, chosen.rounds), requests=max(10, chosen.requests), parts=chosen.parts)
+        report = measure(Path(scratch), rounds=max(2, chosen.rounds), parts=chosen.parts)
     if chosen.json:
         print(json.dumps(asdict(report)))
     else:
         each = ", ".join(f"{kind} {value:.2f} ms" for kind, value in report.milliseconds.items())
-        print(f"CPU of a request: {each}; ours {report.ours:+.1%}, LiteLLM's {report.litellm:+.1%} ({report.cores} cores)")
+        ours, theirs = f"ours {report.ours:+.1%} ± {report.error:.1%}", f"LiteLLM's {report.litellm:+.1%}"
+        print(f"CPU of a request: {each}; {ours}, {theirs} ({report.cores} cores)")
     return 0
 
 

@@ -200,9 +200,9 @@ def test_a_receiver_that_misbehaves(load: Load, central: Langfuse, own: Langfuse
 def test_what_our_signals_cost(tmp_path: Path) -> None:
     from bench.telemetry import measure
 
-    report = measure(tmp_path, rounds=7, requests=200)
+    report = measure(tmp_path, rounds=80)
     print("\ncost:", report)
-    assert report.ours <= AT_MOST, report
+    assert report.ours <= AT_MOST + 2 * report.error, report
 
 
 @pytest.mark.slow("observability")
