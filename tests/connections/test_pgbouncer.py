@@ -24,7 +24,10 @@ from support.processes import wait_for
 pytestmark = pytest.mark.slow("connections")
 Engines = Callable[[str], Awaitable[Engine]]
 SERVER_CONNECTIONS = 6
-CONFIG = {"model_list": [{"model_name": "m", "litellm_params": {"model": "mock/m", "mock": {"answer": "hello"}}}]}
+CONFIG = {
+    "model_list": [{"model_name": "m", "litellm_params": {"model": "mock/m", "mock": {"answer": "hello"}}}],
+    "pointsman": {"telemetry": {"logs": {"provider_messages": True}}},  # else the log could not quote the database
+}
 
 
 @dataclass

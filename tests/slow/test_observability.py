@@ -36,6 +36,7 @@ LITELLM_SERIES = 100
 # Rules whose vector is empty as long as all is well, or that want a longer history than a test has.
 QUIET = {"PointsmanDown", "PointsmanStrategyDegraded", "PointsmanWorkerBehind", "PointsmanConfigRejected"}
 QUIET |= {"PointsmanStrategyUndecided", "PointsmanSavedCostFalling", "PointsmanDecisionsDropped"}
+QUIET |= {"PointsmanSpendLagging"}
 
 
 @dataclass
