@@ -101,7 +101,7 @@ def _by_name(*rows: Row) -> Mapping[str, Row]:
 ATTRIBUTES: Mapping[str, Attribute] = _by_name(
     # Of a decision.
     Attribute("pointsman.decision.id", "string", "Id of the routing decision, as in `x-pointsman-decision-id`."),
-    Attribute("pointsman.request.id", "string", "LiteLLM's id of the call."),
+    Attribute("pointsman.request.id", "string", "The request's id, as in `x-request-id`."),
     Attribute("pointsman.route.group", "string", "Model group (`model_name`) that was asked for."),
     Attribute("pointsman.strategy.name", "string", "Strategy; absent where LiteLLM's own choice held."),
     Attribute("pointsman.strategy.version", "string", "Version of its bundle."),
