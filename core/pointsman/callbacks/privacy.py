@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import orjson
 
@@ -29,23 +29,43 @@ _SHAPES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("aiza",), r"\bAIza[A-Za-z0-9_-]{30,}"),  # Google
     (("hf_",), r"\bhf_[A-Za-z0-9]{20,}"),
     (("xox",), r"\bxox[abpr]-[A-Za-z0-9-]{10,}"),  # Slack
-    (("eyj",), r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),  # JSON web tokens
-    (("://",), r"(?<=://)[^\s/@:]{0,128}:[^\s/@]{1,512}(?=@)"),  # user and password of a URL
+    (("eyj",), r"(?<![\w-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),  # JSON web tokens
+    (("://",), r"(?<=://)[^\s/@:]{0,128}:[^\s/\"'<>]{1,512}(?=@)"),  # user and password of a URL
     (("bearer ", "basic "), r"(?i:(?<=bearer )|(?<=basic ))[A-Za-z0-9._~+/=-]{6,}"),
     (
-        ("api_key", "api-key", "apikey", "secret", "passw", "token", "authorization", "credential"),
-        r"""(?ix:\b(?:[\w.-]{0,40}(?:api[_-]?key|secret|passw(?:or)?d|token|authorization|credential)s?)
-            ["']?\s*[:=]\s*["']?(?!\[redacted\])(?:bearer\s+|basic\s+)?)([^\s"',;&}\])]{4,})""",
+        (
+            *("_key", "-key", "apikey", "accountkey", "accesskey"),
+            *("secret", "passw", "passphrase", "token", "authoriz", "credential"),
+        ),
+        r"""(?ix:(?:api[_-]?keys?|(?:account|license|app|application|master|salt|private|signing|access)[_-]?key
+              |secrets?(?:[_-]?access)?(?:[_-]?key)?|passw(?:or)?ds?|passphrase|(?<!per_)token|authorization|credentials?)
+            \\{0,8}["']?\s{0,16}[:=]\s{0,16}\\{0,8}["']?(?!\[redacted\])
+            (?:(?:bearer|basic|token|apikey|digest|negotiate)\s{1,16})?
+            ((?:[^\s"',;&}\])\\]|\\(?!\\{0,8}["'])){4,}))""",
     ),
 )
-"""What must stand in a text, in lower case, for a shape to be looked for; looking costs far more than that; and the shape."""
+"""What must stand in a text, in lower case, for a shape to be looked for; looking costs far more than that; and the shape.
 
-_COUNTS = re.compile(r"(?i)\w*tokens$|\w*_token_count$")
+Each takes time in proportion to the text: it begins where its word stands (or where a run of its characters does), and what it
+looks for after that is bounded or is not looked for twice. A group is what is replaced; without one it is all of the match.
+"""
+
 _SECRET_NAME = re.compile(
-    r"(?i)(api[_-]?key|secret|passw(or)?d|passwd|token|authorization|master_key|salt_key|credential|private_key)$"
+    r"(secret|password|passwd|passphrase|credential|authorization|api_?key|access_?key|account_?key|license_?key|private_?key"
+    r"|auth_?key|token)s?(_(json|base64|b64|value|values|old|new|previous|\d+))?$|_key$|secret_id$|(^|_)pass$|_pwd$"
 )
-_NOT_SECRET_NAME = re.compile(r"(?i)(max|prompt|completion|input|output|total|min).*token$|public_key")
-_REFERENCE = re.compile(r"os\.environ/|env\.|^(true|false|none|null)$", re.IGNORECASE)
+_NOT_SECRET_NAME = re.compile(
+    r"(max|min|num|count|total|budget|limit|per|prompt|completion|input|output|reasoning|cached?|over)\w*tokens?$"
+    r"|public|(cache|sort|primary|partition|routing|shard|group|object|s3|idempotency)_key$"
+)
+_HEADERS = re.compile(r"(^|_)headers$")
+_PLAIN_HEADER = re.compile(
+    r"(accept|content|cache|sec)-.*|.*-(version|beta)|accept|user-agent|host|origin|connection|referer|http-referer|x-title"
+)
+_PLAIN_PART = re.compile(r"type|project_id|universe_domain|.*_email|.*_ur[il]")
+"""Of what stands under a secret name as a mapping, as an account of a service at Google does: what is no secret."""
+_REFERENCE = re.compile(r"(?i:os\.environ/.*|true|false|none|null)|env\.[A-Z][A-Z0-9_]*")
+_USERINFO = re.compile(r"://[^\s/@:]*:([^\s/]+)@")
 
 
 class Redactor:
@@ -100,17 +120,12 @@ class Redactor:
 
 
 def _replacement(match: re.Match[str]) -> str:
-    last = match.group(match.lastindex) if match.lastindex else None
-    if last is None:
-        return REDACTED
-    name = re.split(r"[\"'\s:=]", match.group(0), maxsplit=1)[0]
-    if _COUNTS.fullmatch(name):  # prompt_tokens=12 is no secret
-        return match.group(0)
-    return match.group(0)[: -len(last)] + REDACTED
+    last = match.group(match.lastindex) if match.lastindex else ""
+    return match.group(0)[: -len(last)] + REDACTED if last else REDACTED
 
 
 def known_secrets(env: Mapping[str, str], *configurations: Any) -> frozenset[str]:
-    """Values that are secret by the name they stand under, and passwords of URLs.
+    """Values that are secret by the name they stand under, headers, and what stands in URLs: passwords, keys of the query.
 
     Args:
         env: the environment.
@@ -119,25 +134,65 @@ def known_secrets(env: Mapping[str, str], *configurations: Any) -> frozenset[str
     found = set(_named(dict(env)))
     for configuration in configurations:
         found.update(_named(configuration))
-    return frozenset(value for value in found if len(value) >= MIN_SECRET and not _REFERENCE.search(value))
+    return frozenset(value for value in found if len(value) >= MIN_SECRET and not _REFERENCE.fullmatch(value))
 
 
 def _named(value: Any, secret: bool = False) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            name = str(key)
-            named = _SECRET_NAME.search(name) is not None and _NOT_SECRET_NAME.search(name) is None
-            yield from _named(item, secret or named)
+            name = re.sub(r"[-.\s]+", "_", str(key)).lower()
+            if _HEADERS.search(name):
+                yield from _headers(item)
+            elif secret:
+                yield from _named(item, _PLAIN_PART.fullmatch(name) is None)
+            else:
+                yield from _named(item, _SECRET_NAME.search(name) is not None and _NOT_SECRET_NAME.search(name) is None)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _named(item, secret)
     elif isinstance(value, str):
-        if secret:
+        if "://" in value:
+            yield from _of_url(value)
+        if secret and value.lstrip().startswith("{"):
+            yield from _of_json(value)
+        elif secret:
             yield value
-        elif "://" in value and "@" in value:
-            password = _password(value)
-            if password:
-                yield password
+
+
+def _headers(value: Any) -> Iterator[str]:
+    """Values of headers: a mapping, or a text `name=value,name=value` as OpenTelemetry takes them (percent-encoded)."""
+    pairs: list[tuple[str, str]] = []
+    if isinstance(value, Mapping):
+        pairs = [(str(name), item) for name, item in value.items() if isinstance(item, str)]
+    elif isinstance(value, str):
+        for part in re.split(r"[,\n]", value):
+            name, sign, item = part.partition("=")
+            if not sign:
+                name, sign, item = part.partition(":")
+            pairs.append((name, item))
+    for name, item in pairs:
+        if _PLAIN_HEADER.fullmatch(name.strip().lower()):
+            continue
+        for form in {item.strip(), unquote(item.strip())}:
+            yield form
+            scheme, space, rest = form.partition(" ")
+            if space and scheme.isalnum():  # `Bearer ...`
+                yield rest.strip()
+
+
+def _of_url(value: str) -> Iterator[str]:
+    for password in (_password(value), *_USERINFO.findall(value)):
+        if password:
+            yield from (password, unquote(password))
+    if "?" in value:
+        yield from _named(dict(parse_qsl(value.partition("?")[2])))
+
+
+def _of_json(value: str) -> Iterator[str]:
+    try:
+        yield from _named(orjson.loads(value), secret=True)
+    except orjson.JSONDecodeError:
+        yield value
 
 
 def _password(url: str) -> str | None:
