@@ -1,22 +1,25 @@
 """Lines leave the process here: a bounded queue and one thread, so that a reader who is slow or gone holds up no request.
 
 What is written has no partner: a pipe whose reader stalls blocks this thread alone, the queue fills, the oldest records are
-dropped and counted. Several processes of an instance write to one pipe or file; a lock file keeps their lines apart.
+dropped and counted. Several processes of an instance write to one pipe or file; a lock file keeps their lines apart. Its first
+byte says that somebody gave up in the middle of a line, so that whoever writes next begins a new one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
+import select
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pointsman.callbacks.log_queue import Waiting
 from pointsman.callbacks.log_records import Entry
 
 __all__ = ["Output"]
@@ -25,6 +28,8 @@ BATCH = 256
 LOOK = 0.1
 """Seconds between two looks of the thread: to wake it for each line would cost a request more than the line does. It is woken
 for warnings and errors, and when as much waits as is written at a time."""
+PATIENCE = 5.0
+"""Seconds that a write to a descriptor that does not block waits for its reader; then the batch is given up."""
 
 
 class Output:
@@ -46,16 +51,24 @@ class Output:
         queue_size: int,
         also: Callable[[Entry, dict[str, Any]], None] | None = None,
     ) -> None:
-        self.dropped = 0
-        """Entries that were never written: the queue was full, or they could not be."""
         self._descriptor = descriptor
         self._make, self._render, self._also = make, render, also
-        self._queue: deque[Entry] = deque(maxlen=queue_size)
+        self._queue = Waiting[Entry](queue_size)
         self._lock: int | None = None
+        self._torn = False
         self._wake = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="pointsman-log", daemon=True)
         self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Entries that were never written whole: the queue was full, or they could not be."""
+        return self._queue.dropped
+
+    def lose(self, count: int = 1) -> None:
+        """Count entries that could not even be made."""
+        self._queue.lose(count)
 
     @property
     def thread(self) -> threading.Thread:
@@ -68,9 +81,7 @@ class Output:
 
     def put(self, entry: Entry) -> None:
         """Hand over one entry; neither blocks nor raises."""
-        if len(self._queue) == self._queue.maxlen:
-            self.dropped += 1  # deque drops the oldest by itself
-        self._queue.append(entry)
+        self._queue.put(entry, entry.weight)
         if (entry.level >= logging.WARNING or len(self._queue) >= BATCH) and not self._wake.is_set():
             self._wake.set()
 
@@ -79,16 +90,9 @@ class Output:
             self._wake.wait(LOOK)
             self._wake.clear()
             while self._queue:
-                self._write(self._take())
+                self._write(self._queue.take(BATCH))
             if self._closing:
                 return
-
-    def _take(self) -> list[Entry]:
-        taken: list[Entry] = []
-        with contextlib.suppress(IndexError):  # `put` may drop the last one at this moment
-            while len(taken) < BATCH:
-                taken.append(self._queue.popleft())
-        return taken
 
     def _write(self, entries: Sequence[Entry]) -> None:
         lines = []
@@ -97,27 +101,62 @@ class Output:
                 told = self._make(entry)
                 lines.append(self._render(told))
             except Exception:  # noqa: BLE001 - one record that cannot be rendered must not end the thread
-                self.dropped += 1
+                self.lose()
                 continue
             if self._also is not None:
                 self._also(entry, told)
-        data, lock = memoryview(b"".join(lines)), self._lock
+        if not lines:
+            return
+        with self._alone():
+            self._put_out(lines)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process writes."""
+        lock = self._lock
+        if lock is None:
+            yield
+            return
+        with contextlib.suppress(OSError):  # rather lines that may mix than none
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._torn = os.pread(lock, 1, 0) == b"\1"
         try:
-            if lock is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-        except OSError:  # the reader is gone, or the disk is full
-            self.dropped += len(lines)
+            yield
         finally:
-            if lock is not None:
+            with contextlib.suppress(OSError):
+                os.pwrite(lock, b"\1" if self._torn else b"\0", 0)
                 fcntl.flock(lock, fcntl.LOCK_UN)
+
+    def _put_out(self, lines: Sequence[bytes]) -> None:
+        before = b"\n" if self._torn else b""
+        data = memoryview(before + b"".join(lines))
+        done, until = 0, time.monotonic() + PATIENCE
+        ready = select.poll()
+        ready.register(self._descriptor, select.POLLOUT)
+        try:
+            while done < len(data):
+                try:
+                    done += os.write(self._descriptor, data[done:])
+                    until = time.monotonic() + PATIENCE
+                except BlockingIOError:  # whoever shares the pipe with us has set it so
+                    if time.monotonic() > until:
+                        raise
+                    ready.poll(1_000 * LOOK)
+        except OSError:  # the reader is gone or does not read, or the disk is full
+            ends = itertools.accumulate(map(len, lines), initial=len(before))
+            whole = [end for end in ends if end <= done]
+            self.lose(len(lines) - max(0, len(whole) - 1))
+            self._torn = (self._torn and not whole) or bool(whole and whole[-1] < done)
+        else:
+            self._torn = False
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for at most `timeout` seconds."""
         self._closing = True
         self._wake.set()
         self._thread.join(timeout)
+        if self._thread.is_alive():  # it waits for who reads
+            self._queue.clear()
         if self._lock is not None and not self._thread.is_alive():
             os.close(self._lock)
             self._lock = None

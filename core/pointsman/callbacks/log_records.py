@@ -16,53 +16,38 @@ import logging
 import re
 import textwrap
 import threading
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from types import TracebackType
 from typing import Any
 
 import orjson
 from opentelemetry import trace
 
+from pointsman.callbacks.log_errors import Told, chain, stack_of, told_of
+from pointsman.callbacks.log_text import MAX_TEXT, clean, clean_value, escaped, shortened, weight
 from pointsman.callbacks.privacy import Redactor
 from pointsman.decisions.ticket import Ticket, current_ticket
-from pointsman.errors import PointsmanError
 
 __all__ = [
-    "CALLER_S",
+    "OURS",
     "Entry",
-    "Told",
-    "callers_mistake",
-    "chain",
+    "constant_text",
     "entry_of",
     "fields_of",
+    "identity_of",
     "json_line",
-    "providers_fault",
     "text_line",
 ]
 
 OURS = "pointsman"
 WITHHELD = "…"
-MAX_CHAIN, MAX_FRAMES = 6, 40
-MAX_TEXT = 16_384
-"""Characters of one text in a line."""
-CALLER_S = frozenset({400, 413, 422})
-"""Answers of a provider that are the caller's own doing; its 401, 403, 404, 429 are the operator's to look at."""
 _MAIN = threading.main_thread
+_TRACE = frozenset({"trace_id", "span_id"})
+_HEADING = re.compile(r"[\n(<'\"]")
+"""What asyncio's messages begin with is constant; behind one of these come exceptions, callbacks and their arguments."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-
-
-@dataclass(slots=True)
-class Told:
-    """An exception as it is told: class, message where it may be told, the frames (source lines are read later)."""
-
-    type: str
-    message: str | None
-    facts: dict[str, Any]
-    frames: traceback.StackSummary
 
 
 @dataclass(slots=True)
@@ -84,63 +69,18 @@ class Entry:
     fields: dict[str, Any] = field(default_factory=dict)
     errors: list[Told] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Long texts are cut: it may wait, and thousands with it."""
+        if self.message is not None:
+            self.message = shortened(self.message)
+        for name, value in self.fields.items():
+            if isinstance(value, str):
+                self.fields[name] = shortened(value)
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and what led to it, outermost first, as a traceback would show them."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen and len(seen) < MAX_CHAIN:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ if error.__cause__ is not None or error.__suppress_context__ else error.__context__
-
-
-def _status(error: BaseException) -> int | None:
-    for name in ("status_code", "code", "status"):
-        value = getattr(error, name, None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.isdigit() and len(value) == 3:
-            return int(value)
-    return None
-
-
-def callers_mistake(error: BaseException) -> bool:
-    """Whether it is answered with 4xx because of what the caller sent, and neither the gateway nor a provider is at fault."""
-    status = _status(error)
-    if status is None or not 400 <= status < 500:
-        return False
-    return not providers_fault(error) or status in CALLER_S
-
-
-def providers_fault(error: BaseException) -> bool:
-    """Whether it came of a call to a provider."""
-    return any(getattr(item, "llm_provider", None) for item in chain(error))
-
-
-def _told(error: BaseException, withheld: bool) -> Told:
-    facts: dict[str, Any] = {}
-    if (status := _status(error)) is not None:
-        facts["status"] = status
-    provider = getattr(error, "llm_provider", None)
-    if isinstance(provider, str) and provider.isidentifier():
-        facts["provider"] = provider[:64]
-    if isinstance(error, PointsmanError):
-        message: str | None = str(error)
-    else:
-        message = None if withheld else _text_of(error)
-    return Told(type(error).__qualname__, message, facts, _frames(error.__traceback__))
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - an exception's own __str__ may be broken; logging must not be
-        return "(cannot be told)"
-
-
-def _frames(found: TracebackType | None) -> traceback.StackSummary:
-    frames = list(traceback.walk_tb(found))[-MAX_FRAMES:]
-    return traceback.StackSummary.extract(iter(frames), lookup_lines=False)
+    @property
+    def weight(self) -> int:
+        """About how many characters it holds."""
+        return len(self.message or "") + weight(self.fields) + sum(1_024 + len(told.message or "") for told in self.errors)
 
 
 def identity_of(ticket: Ticket | None) -> dict[str, str]:
@@ -176,12 +116,13 @@ def entry_of(record: logging.LogRecord, error: BaseException | None, *, tell_all
     ours = record.name == OURS or record.name.startswith(OURS + ".")
     # Threads that are not ours serve requests, and not every library hands them the context.
     serving = ticket is not None or threading.current_thread() is not _MAIN()
-    withheld = serving and not tell_all
+    late = record.name == "asyncio" or _of_the_server(record)  # tells of requests when these have ended
+    withheld = (serving or late) and not tell_all
     message: str | None = None
-    if ours or not (withheld or (record.levelno < logging.WARNING and not tell_all)):
+    if record.name == "asyncio" and not tell_all:
+        message = _HEADING.split(_message(record), 1)[0].strip() or WITHHELD
+    elif ours or not (withheld or (record.levelno < logging.WARNING and not tell_all)):
         message = _message(record)
-    elif record.name == "asyncio":
-        message = _message(record).partition("\n")[0]  # its headings are constants; the rest shows the exception
     return Entry(
         created=record.created,
         level=record.levelno,
@@ -190,8 +131,13 @@ def entry_of(record: logging.LogRecord, error: BaseException | None, *, tell_all
         source=(record.pathname, record.lineno),
         identity=identity_of(ticket),
         fields=dict(getattr(record, "fields", None) or {}),
-        errors=[_told(item, withheld or record.name == "asyncio") for item in chain(error)],
+        errors=[told_of(item, withheld) for item in chain(error)],
     )
+
+
+def _of_the_server(record: logging.LogRecord) -> bool:
+    """Whether uvicorn says it of requests, as it may of all but its start and its end."""
+    return record.name.split(".")[0] == "uvicorn" and not record.pathname.endswith(("lifespan/on.py", "uvicorn/server.py"))
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -231,24 +177,17 @@ def _constant(node: ast.expr) -> str:
     return WITHHELD
 
 
-def _stack(errors: list[Told]) -> str:
-    """As Python prints it, the first cause first."""
-    parts = []
-    for told in reversed(errors):
-        facts = "".join(f" {name}={value}" for name, value in told.facts.items())
-        words = f": {told.message}" if told.message is not None else f"{facts} (its words may quote the request: not told)"
-        parts.append("Traceback (most recent call last):\n" + "".join(told.frames.format()) + told.type + words)
-    return "\n\n".join(parts)
-
-
 def fields_of(entry: Entry, redactor: Redactor) -> dict[str, Any]:
     """The line's fields in their order (`names.LOG_FIELDS`), redacted."""
+    if entry.weight > MAX_TEXT:  # a text may be cut, which must come after redaction
+        return _fields(entry, redactor)
     told = _fields(entry, _UNTOUCHED)
     try:
-        clean = redactor.nothing_in(orjson.dumps(told, default=str, option=orjson.OPT_NON_STR_KEYS).decode())
+        line = orjson.dumps(told, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        good = len(line) <= MAX_TEXT and redactor.nothing_in(line)
     except TypeError:  # half a character, which the redactor mends
-        clean = False
-    return told if clean else _fields(entry, redactor)
+        good = False
+    return told if good else _fields(entry, redactor)
 
 
 class _Untouched(Redactor):
@@ -269,27 +208,20 @@ def _fields(entry: Entry, redactor: Redactor) -> dict[str, Any]:
         "timestamp": when.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "level": logging.getLevelName(entry.level),
         "logger": entry.logger,
-        "message": _clean(_COLOURS.sub("", message) if "\x1b" in message else message, redactor),
+        "message": clean(_COLOURS.sub("", message) if "\x1b" in message else message, redactor),
     }
-    told.update((name, redactor.text(value)) for name, value in entry.identity.items())
-    told.update(redactor.value(entry.fields))
+    # Ids of a trace are made or checked here; a rule for long numbers would find some of them, and they would join nothing.
+    told.update((name, value if name in _TRACE else redactor.text(value)) for name, value in entry.identity.items())
+    told.update(clean_value(entry.fields, redactor))
     if entry.errors:
         outer = entry.errors[0]
         told["error_type"] = outer.type
         if outer.message is not None:
-            told["error_message"] = _clean(outer.message, redactor)
-        told["stack"] = _clean(_stack(entry.errors), redactor)
+            told["error_message"] = clean(outer.message, redactor)
+        told["stack"] = clean(stack_of(entry.errors), redactor)
     if entry.message is None or entry.errors:
         told["source"] = f"{entry.source[0].rpartition('site-packages/')[2]}:{entry.source[1]}"
     return told
-
-
-def _clean(text: str, redactor: Redactor) -> str:
-    """Redacted, then cut: half a secret would not be known for one."""
-    if len(text) > 8 * MAX_TEXT:  # what is that long is not searched
-        text = text[: MAX_TEXT // 2] + " …"
-    text = redactor.text(text)
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT // 2]} … {text[-MAX_TEXT // 2 :]}"
 
 
 def json_line(told: Mapping[str, Any]) -> bytes:
@@ -298,11 +230,12 @@ def json_line(told: Mapping[str, Any]) -> bytes:
 
 
 def text_line(told: Mapping[str, Any]) -> bytes:
-    """For people: time, level, who, what, then whatever else is known; a stack trace below."""
+    """For people: time, level, who, what, then whatever else is known; a stack trace below. No control characters."""
     head = ("timestamp", "level", "logger", "message", "stack", "error_type", "error_message")
     rest = "".join(f" {name}={_short(value)}" for name, value in told.items() if name not in head)
-    line = f"{told['timestamp'][11:23]} {told['level']:<7} {told['logger']} {told['message']}{rest}"
-    return "\n".join((line, *(f"    {row}" for row in str(told.get("stack", "")).splitlines()), "")).encode(errors="replace")
+    line = escaped(f"{told['timestamp'][11:23]} {told['level']:<7} {told['logger']} {told['message']}{rest}")
+    stack = (f"    {escaped(row)}" for row in str(told.get("stack", "")).splitlines())
+    return "\n".join((line, *stack, "")).encode(errors="replace")
 
 
 def _short(value: Any) -> str:

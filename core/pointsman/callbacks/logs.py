@@ -28,23 +28,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pointsman.callbacks.log_decisions import level_of, line_of
+from pointsman.callbacks.log_errors import CALLER_S, callers_mistake, kind_of, mark, marked, providers_fault, refuses
 from pointsman.callbacks.log_export import Export
 from pointsman.callbacks.log_output import Output
-from pointsman.callbacks.log_records import (
-    CALLER_S,
-    OURS,
-    Entry,
-    callers_mistake,
-    chain,
-    entry_of,
-    fields_of,
-    identity_of,
-    json_line,
-    providers_fault,
-    text_line,
-)
+from pointsman.callbacks.log_records import OURS, Entry, entry_of, fields_of, identity_of, json_line, text_line
 from pointsman.callbacks.privacy import Redactor
-from pointsman.decisions.ticket import Ticket, current_ticket
+from pointsman.decisions.ticket import MAX_HELD, Ticket, current_ticket
 from pointsman.decisions.types import Attempt, Decision, Outcome
 from pointsman.settings import PointsmanSettings
 
@@ -55,7 +44,6 @@ __all__ = ["LEVELS", "LIBRARIES", "Logs"]
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 LIBRARIES = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router")
-_MARK = "_pointsman_told"
 _SOURCE = (__file__, 0)
 
 decisions = logging.getLogger("pointsman.decisions")
@@ -81,7 +69,7 @@ class _Handler(logging.Handler):
         try:
             self._logs.take_up(record)
         except Exception:  # noqa: BLE001 - a record that cannot be told must not fail what tells it
-            self._logs.output.dropped += 1
+            self._logs.output.lose()
         finally:
             _EMITTING.reset(token)
 
@@ -170,7 +158,7 @@ class Logs:
             *(item for item in logging.Logger.manager.loggerDict.values() if isinstance(item, logging.Logger)),
         ):
             for handler in list(logger.handlers):
-                if type(handler) is not logging.FileHandler and isinstance(handler, logging.StreamHandler | _Handler):
+                if isinstance(handler, logging.StreamHandler | _Handler) and not isinstance(handler, logging.FileHandler):
                     logger.removeHandler(handler)
                     logger.propagate = True
         root.addHandler(self.handler)
@@ -210,19 +198,25 @@ class Logs:
         if error is None and not ours and record.levelno >= logging.ERROR:
             error = sys.exc_info()[1]  # LiteLLM often puts the traceback's text into the message
         ticket = current_ticket()
+        if error is not None and ticket is None and not ours and record.name.startswith("uvicorn") and marked(error):
+            return  # it escaped a request, which has told it
         if error is not None and ticket is not None:
-            if not ours and callers_mistake(error):
-                ticket.refusal = ticket.refusal or _kind(error)
-                if record.levelno >= logging.WARNING:
-                    return
-                error = None
-            elif self._was_told(error, str(ticket.request_id)):
+            request = str(ticket.request_id)
+            refused = f"{request} refused"
+            if marked(error, request):
                 if not ours:
                     return
                 error = None
+            elif not ours and callers_mistake(error) and (ticket.answered is None or marked(error, refused)):
+                mark(error, refused)  # said once more behind the answer, it is no news; another's refusal there is
+                ticket.refusal = ticket.refusal or kind_of(error)
+                if record.levelno >= logging.WARNING:
+                    return
+                error = None
             else:
+                mark(error, request)
                 ticket.told += 1
-                if not ours and ticket.answered is None:
+                if not ours and ticket.answered is None and len(ticket.held) < MAX_HELD:
                     self._hold(ticket, entry_of(record, error, tell_all=self._tell_all), error)
                     return
         self.output.put(entry_of(record, error, tell_all=self._tell_all))
@@ -238,30 +232,16 @@ class Logs:
 
     def _hold(self, ticket: Ticket, entry: Entry, error: BaseException) -> None:
         """Keep a line back until the answer's status says whether the caller is at fault."""
-        kind, upstream = _kind(error), providers_fault(error)
-        before = ticket.settle
+        kind, refusal = kind_of(error), refuses(error)
+        upstream = providers_fault(error)
 
         def settle(status: int) -> None:
-            ticket.settle = None
-            if before is not None:
-                before(status)
-            if status >= 500 or status < 400 or (upstream and status not in CALLER_S):
-                self.output.put(entry)
-            else:
+            if 400 <= status < 500 and refusal and (status in CALLER_S or not upstream):
                 ticket.refusal = ticket.refusal or kind
+            else:
+                self.output.put(entry)
 
-        ticket.settle = settle
-
-    def _was_told(self, error: BaseException, request: str) -> bool:
-        """Whether a line of this request has told it, or what it was made of; it has from now on."""
-        errors = list(chain(error))
-        told = any(getattr(item, _MARK, None) == request for item in errors)
-        for item in errors:
-            try:
-                setattr(item, _MARK, request)
-            except AttributeError:  # a class with slots; at worst it is told twice
-                continue
-        return told
+        ticket.held.append(settle)
 
     def close(self, timeout: float = 2.0) -> None:
         """Write and send what waits; what is printed goes where it went before."""
@@ -272,12 +252,6 @@ class Logs:
         self.output.close(timeout)
         if self._export is not None:
             self._export.close(timeout)
-
-
-def _kind(error: BaseException) -> str:
-    kind = getattr(error, "type", None)  # LiteLLM's own word: auth_error, budget_exceeded, ...
-    kind = getattr(kind, "value", kind)
-    return kind if isinstance(kind, str) and kind.replace("_", "").isalnum() and len(kind) <= 64 else type(error).__name__
 
 
 def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:

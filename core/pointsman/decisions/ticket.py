@@ -14,7 +14,10 @@ from typing import Any, Literal, Protocol
 
 from pointsman.decisions.types import Decision
 
-__all__ = ["CURRENT", "Ticket", "current_ticket"]
+__all__ = ["CURRENT", "MAX_HELD", "Ticket", "current_ticket"]
+
+MAX_HELD = 16
+"""Log lines that wait for one request's answer; what comes then is told at once."""
 
 
 class OpenSpan(Protocol):
@@ -56,7 +59,7 @@ class Ticket:
         team: the key's team (its alias, else its id), once LiteLLM has told.
         told: count of its errors that a log line was written of, or is held back.
         answered: status of the answer, once that has begun.
-        settle: told that status, for log lines of errors that wait for it.
+        held: log lines of errors that wait for that status, which `settle` gives them; at most `MAX_HELD`.
         refusal: class or kind of the caller's mistake, for the one line that tells of it.
         spans: open spans of attempts (`callbacks.spans`), by their decision's id.
         caller: who asks, as LiteLLM's hooks before a call are given it (`UserAPIKeyAuth`), or None.
@@ -89,10 +92,16 @@ class Ticket:
     team: str | None = None
     told: int = 0
     answered: int | None = None
-    settle: Callable[[int], None] | None = None
+    held: list[Callable[[int], None]] = field(default_factory=list)
     refusal: str | None = None
     spans: dict[str, OpenSpan] = field(default_factory=dict)
     caller: object | None = None
+
+    def settle(self, status: int) -> None:
+        """Tell what waits for the answer's status."""
+        held, self.held = self.held, []
+        for told in held:
+            told(status)
 
 
 CURRENT: ContextVar[Ticket | None] = ContextVar("pointsman_ticket", default=None)

@@ -2,6 +2,9 @@
 
 Headers: `x-pointsman-decision-id`, `-strategy`, `-version`, `-model`, `-policy`, `-fallback`. A request that was
 refused before routing (401, unknown model) has no decision and so none of them.
+
+An answer that is an error gets its one log line here: of a caller's mistake when it begins, of the gateway's when the request
+ends, unless something else was told of it; of an exception that nobody handled with its stack.
 """
 
 from __future__ import annotations
@@ -9,10 +12,14 @@ from __future__ import annotations
 import logging
 import re
 import time
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
 
+from pointsman.callbacks.log_errors import mark, marked
 from pointsman.decisions.ticket import CURRENT, Ticket
 from pointsman.http.request_ids import request_id_of
 
@@ -74,6 +81,13 @@ def _asked(scope: Scope) -> dict[str, str]:
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 MAX_PATH = 200
+_BEGINS = {
+    "http.response.start": 200,
+    "websocket.accept": 101,
+    "websocket.http.response.start": 403,
+    "websocket.close": 403,  # before it was accepted: the server refuses it with this
+}
+"""Messages that an answer begins with, and its status where they name none."""
 
 
 def _trace(scope: Scope) -> tuple[str, str] | None:
@@ -83,25 +97,61 @@ def _trace(scope: Scope) -> tuple[str, str] | None:
     return (found[1].decode("ascii"), found[2].decode("ascii")) if found is not None else None
 
 
-def _tell(scope: Scope, ticket: Ticket, status: int) -> None:
-    """One line for an answer that is an error: WARNING for a caller's mistake, ERROR where nothing else was told of it."""
-    level = logging.WARNING if status < 500 else logging.ERROR
-    if status >= 500 and ticket.told:
-        return
-    if not logger.isEnabledFor(level):
-        return
-    method, path = str(scope.get("method", scope["type"])), str(scope["path"])[:MAX_PATH]
-    fields = {
-        "method": method,
-        "path": path,  # not the query: keys and texts stand there
-        "status": status,
-        "error_type": ticket.refusal,
-        "duration_ms": round((time.monotonic() - ticket.started) * 1000, 3),
-    }
-    known = {name: value for name, value in fields.items() if value is not None}
-    logger.log(
-        level, "%s %s: %d%s", method, path, status, f" {ticket.refusal}" if ticket.refusal else "", extra={"fields": known}
-    )
+@dataclass
+class _Answer:
+    """How a request was answered, for the one line of an answer that is an error."""
+
+    scope: Scope
+    ticket: Ticket
+    complete: bool = False
+    owed: dict[str, Any] | None = None
+    """Fields of the line of an error of ours that nothing was told of yet: what went wrong may still come out."""
+
+    def begins(self, status: int) -> None:
+        """It has this status; a websocket that was accepted counts as 101."""
+        self.ticket.answered = status
+        self.ticket.settle(status)
+        if status >= 500:
+            self.owed = self._fields(status)
+        elif status >= 400:
+            self._tell(logging.WARNING, self._fields(status))
+
+    def escaped(self, error: Exception) -> None:
+        """Nobody handled an error: tell of it, with its stack, while the request is known; the server will name it as well."""
+        status = self.ticket.answered
+        if status is None:
+            self.begins(500)  # the server's own answer
+        request = str(self.ticket.request_id)
+        if not marked(error, request):
+            fields = self.owed or self._fields(self.ticket.answered or 500)
+            self._tell(logging.ERROR, {**fields, "error_type": None}, error)
+            self.owed = None
+            mark(error, request)
+
+    def ends(self) -> None:
+        """Tell what is owed, where nothing was told of it."""
+        if self.ticket.answered is None:
+            self.ticket.settle(500)
+        if self.owed is not None and not self.ticket.told:
+            self._tell(logging.ERROR, self.owed)
+
+    def _fields(self, status: int) -> dict[str, Any]:
+        ticket, scope = self.ticket, self.scope
+        return {
+            "method": str(scope.get("method", scope["type"])),
+            "path": str(scope["path"])[:MAX_PATH],  # not the query: keys and texts stand there
+            "status": status,
+            "error_type": ticket.refusal,
+            "duration_ms": round((time.monotonic() - ticket.started) * 1000, 3),
+        }
+
+    def _tell(self, level: int, fields: dict[str, Any], error: Exception | None = None) -> None:
+        if not logger.isEnabledFor(level):
+            return
+        known = {name: value for name, value in fields.items() if value is not None}
+        refusal = f" {fields['error_type']}" if fields["error_type"] else ""
+        words = ("%s %s: %d%s", fields["method"], fields["path"], fields["status"], refusal)
+        logger.log(level, *words, exc_info=error, extra={"fields": known})
 
 
 async def _gone(receive: Receive) -> None:
@@ -122,30 +172,30 @@ class Tickets:
             return
         ticket = Ticket(asked=_asked(scope), gone=partial(_gone, receive), request_id=request_id_of(scope), trace=_trace(scope))
         token = CURRENT.set(ticket)
-
-        complete = False
+        answer = _Answer(scope, ticket)
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal complete
-            if message["type"] == "http.response.start":
+            kind = message["type"]
+            if kind == "http.response.start":
                 headers = list(message.get("headers", ()))
                 served_by = next((v.decode("latin-1") for k, v in headers if k == b"x-litellm-model-id"), None)
                 message = {**message, "headers": headers + _headers(ticket, served_by)}
-                ticket.answered = message["status"]
-                if ticket.settle is not None:
-                    ticket.settle(ticket.answered)
-                if ticket.answered >= 400:
-                    _tell(scope, ticket, ticket.answered)
-            complete = complete or (message["type"] == "http.response.body" and not message.get("more_body"))
+            if ticket.answered is None and kind in _BEGINS:
+                answer.begins(message.get("status", _BEGINS[kind]))
+            answer.complete = answer.complete or (kind == "http.response.body" and not message.get("more_body"))
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except ClientDisconnected:  # of a websocket; the server expects it, and says nothing
+            raise
+        except Exception as error:
+            answer.escaped(error)
+            raise
         finally:
-            if scope["type"] == "http" and not complete:  # the client left, or it broke off: attempts under way end too
+            if scope["type"] == "http" and not answer.complete:  # the client left, or it broke off: attempts end too
                 for span in ticket.spans.values():
                     span.abandon()
                 ticket.spans.clear()
-            if ticket.settle is not None:  # no answer has begun
-                ticket.settle(500)
+            answer.ends()
             CURRENT.reset(token)
