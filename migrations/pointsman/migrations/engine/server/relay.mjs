@@ -123,11 +123,18 @@ export class Relay {
   // The engine's answer; undefined when it died first.
   async #send(request) {
     if (!this.#takes && !(await this.#soon())) return request.settle ? undefined : AWAY;
+    const child = this.#child;
     return new Promise((resolve) => {
       this.#number += 1;
       const number = this.#number;
       this.#asked.set(number, resolve);
-      this.#child.send({ number, request }, (error) => error && this.#answered(number, undefined));
+      child.send({ number, request }, (error) => {
+        if (!error) return;
+        // It is dead, and its `exit` is still to come: who asked again now would ask the same engine, and use up its other try.
+        if (child === this.#child) this.#takes = false;
+        child.kill('SIGKILL'); // `exit` comes for certain
+        this.#answered(number, undefined);
+      });
     });
   }
 
