@@ -249,8 +249,10 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             changes["messages"] = messages
         elif kind == "atext_completion" and kwargs.get("stream") and provider in TELLS_USAGE:
             changes["stream_options"] = {**(kwargs.get("stream_options") or {}), "include_usage": True}
-        if self._spans is not None and ticket is not None and (kind in TEXT_CALLS or kind in EMBEDDING_CALLS):
-            headers = self._spans.begin(ticket, metadata.get(DECISION_KEY), metadata.get("model_group"))
+        if self._spans is not None and ticket is not None:
+            headers: dict[str, str] = {}
+            if kind in TEXT_CALLS or kind in EMBEDDING_CALLS:
+                headers = self._spans.begin(ticket, metadata.get(DECISION_KEY), metadata.get("model_group"))
             if self._forward_request_id and ticket.request_id is not None:
                 headers["x-request-id"] = ticket.request_id
             if headers:
