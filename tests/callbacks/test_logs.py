@@ -185,6 +185,8 @@ def test_our_own_errors_words_are_told(lines: Callable[..., Lines], ticket: Tick
         (Exception(PROMPT), 401, False),  # as LiteLLM refuses a key
         (ValueError(PROMPT), 401, True),  # what breaks in its authentication is answered 401, too
         (ValueError(PROMPT), 500, True),
+        (json.JSONDecodeError(PROMPT, PROMPT, 0), 400, False),
+        (json.JSONDecodeError(PROMPT, PROMPT, 0), 401, True),
         (UpstreamError(PROMPT, 400), 400, False),
         (UpstreamError(PROMPT, 401), 401, True),
         (UpstreamError(PROMPT, 429), 429, True),

@@ -1,7 +1,8 @@
 """Receivers of OTLP over HTTP (protobuf) and gRPC, as a collector listens: traces, metrics and logs. They keep what arrives.
 
 `with receiver() as collector:` gives one with two ports; `env("otlp_http")` and `env("otlp_grpc")` are what a gateway is told.
-Faults: `collector.refuse(503)`, `collector.hang()`, `collector.recover()`; `collector.exports` counts what was tried.
+Faults: `collector.refuse(503)`, `collector.refuse_larger(1000)`, `collector.refuse_text("bad")`, `collector.hang()`,
+`collector.recover()`; `collector.exports` counts what was tried.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ SIGNALS: Mapping[str, tuple[Any, Any]] = {
     "/v1/metrics": (ExportMetricsServiceRequest, ExportMetricsServiceResponse),
     "/v1/logs": (ExportLogsServiceRequest, ExportLogsServiceResponse),
 }
-CODES = {429: grpc.StatusCode.RESOURCE_EXHAUSTED, 503: grpc.StatusCode.UNAVAILABLE}
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
 
 
 def plain(value: AnyValue) -> Any:
@@ -94,6 +100,8 @@ class Receiver:
         self._lock = threading.Lock()
         self._items: dict[str, list[Item]] = {path: [] for path in SIGNALS}
         self._refuse: int | None = None
+        self._largest: int | None = None
+        self._text: str | None = None
         self._open = threading.Event()
         self._open.set()
 
@@ -105,13 +113,21 @@ class Receiver:
         """Answer every export with this status."""
         self._refuse = status
 
+    def refuse_larger(self, size: int) -> None:
+        """Answer every export of more bytes than this with 413."""
+        self._largest = size
+
+    def refuse_text(self, text: str) -> None:
+        """Answer every export that holds this text with 400."""
+        self._text = text
+
     def hang(self) -> None:
         """Answer no export until `recover`."""
         self._open.clear()
 
     def recover(self) -> None:
         """Be well again; exports that hang are answered, and kept."""
-        self._refuse = None
+        self._refuse = self._largest = self._text = None
         self._open.set()
 
     def take(self, path: str, request: Any, headers: Mapping[str, str]) -> int:
@@ -121,6 +137,10 @@ class Receiver:
         self._open.wait()
         if self._refuse is not None:
             return self._refuse
+        if self._largest is not None and request.ByteSize() > self._largest:
+            return 413
+        if self._text is not None and self._text.encode() in request.SerializeToString():
+            return 400
         given = {name.lower(): value for name, value in headers.items()}
         found: list[Item] = []
         if path == "/v1/traces":

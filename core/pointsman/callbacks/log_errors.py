@@ -6,6 +6,7 @@ variables, and source files are looked at by the thread that writes.
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -93,14 +94,19 @@ def providers_fault(error: BaseException) -> bool:
     return any(getattr(item, "llm_provider", None) for item in chain(error))
 
 
-def refuses(error: BaseException) -> bool:
-    """Whether it says itself that the caller is at fault. LiteLLM answers any failure of its authentication with 401.
+def refuses(error: BaseException, status: int) -> bool:
+    """Whether the caller is at fault for an error that was answered with this 4xx.
 
-    It or what led to it has a status 4xx; or it is an `Exception` and of no other class, which is how LiteLLM and custom
-    authentication refuse a key in words. What breaks there (a lookup, a connection) has a class of its own.
+    LiteLLM answers any failure of its authentication with 401, and some others with 400. So the error says it itself: it, or
+    what led to it, has a status 4xx; or it is an `Exception` and of no other class, which is how LiteLLM and custom
+    authentication refuse a key in words; or the body is no JSON. What breaks (a lookup, a connection) has a class of its own.
     """
     errors = list(chain(error))
-    return any(400 <= (_status(item) or 0) < 500 for item in errors) or all(type(item) is Exception for item in errors)
+    return (
+        any(400 <= (_status(item) or 0) < 500 for item in errors)
+        or all(type(item) is Exception for item in errors)
+        or (status == 400 and any(isinstance(item, json.JSONDecodeError | UnicodeError) for item in errors))
+    )
 
 
 def kind_of(error: BaseException) -> str:

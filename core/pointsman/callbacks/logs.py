@@ -232,11 +232,10 @@ class Logs:
 
     def _hold(self, ticket: Ticket, entry: Entry, error: BaseException) -> None:
         """Keep a line back until the answer's status says whether the caller is at fault."""
-        kind, refusal = kind_of(error), refuses(error)
-        upstream = providers_fault(error)
+        kind, upstream = kind_of(error), providers_fault(error)
 
         def settle(status: int) -> None:
-            if 400 <= status < 500 and refusal and (status in CALLER_S or not upstream):
+            if 400 <= status < 500 and refuses(error, status) and (status in CALLER_S or not upstream):
                 ticket.refusal = ticket.refusal or kind
             else:
                 self.output.put(entry)
