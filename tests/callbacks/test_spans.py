@@ -7,21 +7,27 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
+from litellm.integrations.otel.emitter import stamp_error
+from litellm.integrations.otel.mappers import resolve_mappers
+from litellm.integrations.otel.model.payloads import GuardrailSpanData, LLMCallSpanData, MCPToolCallSpanData, ServiceSpanData
+from litellm.types.services import ServiceLoggerPayload, ServiceTypes
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from starlette.types import Receive, Scope, Send
 
 from pointsman.callbacks.names import ATTRIBUTES, METRICS, SPANS
+from pointsman.callbacks.privacy import REDACTED, Redactor
 from pointsman.callbacks.process_spans import ProcessSpans
 from pointsman.callbacks.span_export import Scrubber
 from pointsman.callbacks.spans import MAX_ITEMS, RequestSpans
@@ -269,8 +275,8 @@ def scrubbed(content: bool, messages: bool) -> str:
     span.add_event("exception", {"exception.type": "E", "exception.message": "SAID", "exception.stacktrace": "SAID"})
     span.set_status(Status(StatusCode.ERROR, "SAID"))
     span.end()
-    scrub = Scrubber(content=content, messages=messages, clean=lambda text: text.replace("SAID", "[redacted]"))
-    return scrub(memory.get_finished_spans()[0]).to_json()
+    scrub = Scrubber(content=content, messages=messages, redactor=Redactor(rules=["SAID"]))
+    return str(scrub(memory.get_finished_spans()[0]).to_json())
 
 
 @pytest.mark.parametrize(("content", "messages"), [(False, False), (True, False), (False, True), (True, True)])
@@ -282,6 +288,120 @@ def test_what_may_quote_a_prompt_leaves_only_when_asked_for(content: bool, messa
     assert "QUERY" not in told
     for kept in ('"url.path": "/v1"', '"url.full": "http://x/v1"', '"exception.type": "E"', "ERROR", "auto"):
         assert kept in told
+
+
+def payload(status: str, call_type: str) -> Any:
+    """As LiteLLM logs a call, with something to hide wherever a client, a tool or a provider may put words."""
+    told = {"type": "object", "properties": {"x": {"description": "PROMPT"}}}
+    message = {
+        "role": "user",
+        "content": "PROMPT",
+        "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "PROMPT"}}],
+    }
+    error = {"error_class": "E", "error_code": "400", "error_message": "SAID", "traceback": "SAID", "llm_provider": "openai"}
+    tool = {"mcp_server_name": "s", "name": "f", "arguments": {"x": "PROMPT"}, "result": {"x": "PROMPT"}}
+    return {
+        **{"id": "1", "status": status, "call_type": call_type, "model": "auto", "custom_llm_provider": "openai"},
+        "model_parameters": {
+            "tools": [{"type": "function", "function": {"name": "f", "description": "PROMPT", "parameters": told}}],
+            "stop": ["PROMPT"],
+            "temperature": 0.5,
+        },
+        "messages": [{"role": "system", "content": "PROMPT"}, message],
+        "response": {"id": "r", "choices": [{"finish_reason": "stop", "message": message}], "data": [{"embedding": [0.5]}]},
+        "error_str": "SAID",
+        "error_information": error,
+        "metadata": {"mcp_tool_call_metadata": tool} if call_type == "call_mcp_tool" else {},
+        "hidden_params": {},
+    }
+
+
+def litellm_spans() -> Iterator[ReadableSpan]:
+    """One of each kind that LiteLLM makes, each in every vocabulary that it knows."""
+    mappers = resolve_mappers(("genai", "legacy", "openinference", "langfuse", "weave", "langtrace"))
+    failed, capture = payload("failure", "acompletion"), {"capture_content": True}
+    entry: Any = {
+        **{"guardrail_name": "g", "guardrail_status": "guardrail_intervened", "guardrail_action": "block"},
+        "guardrail_response": {"text": "PROMPT"},
+    }
+    service = ServiceLoggerPayload(
+        is_error=True, error="SAID", service=ServiceTypes.ROUTER, duration=0.1, call_type="a", event_metadata=None
+    )
+    for data in (
+        LLMCallSpanData.from_standard_logging_payload(payload("success", "acompletion"), **capture),
+        LLMCallSpanData.from_standard_logging_payload(payload("success", "aembedding"), **capture),
+        LLMCallSpanData.from_standard_logging_payload(failed, **capture),
+        MCPToolCallSpanData.from_standard_logging_payload(payload("success", "call_mcp_tool"), **capture),
+        GuardrailSpanData.from_logging_entry(entry),
+        ServiceSpanData.from_payload(service),
+    ):
+        values = {name: value for mapper in mappers for name, value in mapper.map(data).items()}
+        yield one(**values)
+    memory = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    span = provider.get_tracer("litellm").start_span("chat auto")
+    error = LLMCallSpanData.from_standard_logging_payload(failed).error
+    assert error is not None
+    stamp_error(span, error)
+    span.end()
+    yield memory.get_finished_spans()[0]
+
+
+def one(name: str = "chat auto", /, **values: Any) -> ReadableSpan:
+    return ReadableSpan(name=name, context=SpanContext(1, 2, False, TraceFlags(1)), attributes=values)
+
+
+def test_what_litellm_s_mappers_write_leaves_only_when_asked_for() -> None:
+    made = list(litellm_spans())
+    before = "".join(span.to_json() for span in made)
+    assert before.count("PROMPT") > 20
+    assert before.count("SAID") == 5, "the payloads reach the spans"
+    for content, messages in ((False, False), (True, False), (False, True), (True, True)):
+        scrub = Scrubber(content=content, messages=messages, redactor=Redactor())
+        for _ in range(2):  # what it has learned of names must not change what it does
+            after = "".join(scrub(span).to_json() for span in made)
+            assert after.count("PROMPT") == (before.count("PROMPT") if content else 0)
+            assert after.count("SAID") == (before.count("SAID") if messages else 0)
+            for kept in ('"gen_ai.tool.0.name"', '"gen_ai.usage', '"error.type"', '"litellm.guardrail.status"', '"service"'):
+                assert (kept in after) is (kept in before), kept
+
+
+def test_a_secret_leaves_in_no_text_of_a_span() -> None:
+    scrub = Scrubber(content=False, messages=True, redactor=Redactor(["opaque-secret-1"]))
+    given = {
+        "url.full": "https://user:hunter22@host/key/sk-abcdef1234/regenerate?key=QUERY#rest",
+        "url.path": "/key/sk-abcdef1234/regenerate",
+        "http.route": "/opaque-secret-1",
+        "litellm.call_id": "sk-abcdef1234",
+        "tags": ("one", "opaque-secret-1"),
+        "error.message": "AccountKey=abcdefgh",
+        "litellm.api_key.hash": "another-wrong-key",
+        "scores": (0.5, 0.25),
+        "number": 7,
+    }
+    span = scrub(one("GET /key/sk-abcdef1234", **given))
+    assert span.name == f"GET /key/{REDACTED}"
+    assert dict(span.attributes or {}) == {
+        "url.full": f"https://host/key/{REDACTED}/regenerate",
+        "url.path": f"/key/{REDACTED}/regenerate",
+        "http.route": f"/{REDACTED}",
+        "litellm.call_id": REDACTED,
+        "tags": ("one", REDACTED),
+        "error.message": f"AccountKey={REDACTED}",
+        "scores": (0.5, 0.25),
+        "number": 7,
+    }
+    plain = one(**{"url.path": "/v1", "litellm.api_key.hash": "0" * 64, "tags": ("one",), "number": 7})
+    assert scrub(plain) is plain is scrub(plain), "nothing to do, nothing done"
+
+
+@for_all(st.text(), st.text(), st.lists(st.text(), max_size=3), st.sampled_from(["\ud800", "a\udfff", "é", ""]))
+def test_property_half_a_character_costs_no_batch(name: str, value: str, items: list[str], half: str) -> None:
+    """The protocol's encoder would lose all spans that are sent with one whose name it cannot write."""
+    span = Scrubber(content=False, messages=False, redactor=Redactor())(one(name + half, a=half + value, b=(*items, half)))
+    (sent,) = encode_spans([span]).resource_spans[0].scope_spans[0].spans
+    assert set(attributes(sent.attributes)) == {"a", "b"}
 
 
 # The command line --------------------------------------------------------------------------------------------------------

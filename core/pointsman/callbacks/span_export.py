@@ -1,4 +1,5 @@
-"""What stands between spans and the collector: words that may quote a prompt are taken out, and a trace may be dropped.
+"""What stands between spans and the collector: words that may quote a prompt and secrets are taken out, and a trace may be
+dropped.
 
 LiteLLM makes its exporters by kind, and lets others make them (`register_exporter_factory`); ours makes the same ones, with
 this in front. It runs in the thread that exports.
@@ -11,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -19,20 +20,24 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Status
 from opentelemetry.util.types import AttributeValue
 
+from pointsman.callbacks.privacy import Redactor
 from pointsman.callbacks.process_spans import GRPC_KINDS, HTTP_KINDS, traces_endpoint
 from pointsman.callbacks.span_sampling import TailSampler
 from pointsman.telemetry_settings import TraceSettings
 
 __all__ = ["Scrubber", "ShapedExporter", "close_spans", "install"]
 
-Clean = Callable[[str], str]
-
 _URLS = frozenset({"http.url", "http.target", "url.full"})
+_URL_REST = re.compile(r"(?<=://)[^/?#]*@|[?#].*", re.DOTALL)
+"""Of a URL: user and password, the query, the fragment."""
 _QUERY = "url.query"
 _KEY_HASH = "litellm.api_key.hash"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SAID = frozenset(
-    {"error.message", "exception.message", "exception.stacktrace", "litellm.provider.error.stack_trace", "error.stack_trace"}
+    {
+        *("error", "error.message", "error.stack_trace", "exception.message", "exception.stacktrace"),
+        "litellm.provider.error.stack_trace",
+    }
 )
 """What a provider or library said; it may quote the prompt."""
 _CONTENT = (
@@ -41,12 +46,16 @@ _CONTENT = (
     "gen_ai.system_instructions",
     "gen_ai.tool.call.arguments",
     "gen_ai.tool.call.result",
+    "gen_ai.tool.definitions",
     "gen_ai.prompt",
     "gen_ai.completion",
+    "gen_ai.request.stop_sequences",
+    "llm.chat.stop_sequences",
     "llm.input_messages",
     "llm.output_messages",
     "llm.prompts",
     "llm.completions",
+    "litellm.guardrail.response",
     "langfuse.observation.input",
     "langfuse.observation.output",
     "weave.output",
@@ -54,38 +63,51 @@ _CONTENT = (
     "output.value",
 )
 """Names, or beginnings of names, of attributes that hold what was asked and answered."""
+_TOOL = re.compile(r"(?:gen_ai\.tool|llm\.request\.functions|llm\.tools)\.\d+\.(?!(?:tool\.)?name$)")
+"""What a declared tool is for; its name may leave, as that of one that is called does."""
+_MAX_NAMES = 4096
 
 
 class Scrubber:
-    """Takes out of spans what may not leave.
+    """Takes out of spans what may not leave. Most spans hold nothing of the kind, and that is seen at once.
 
     Args:
         content: prompts and answers may leave (`privacy.capture_prompts`), redacted.
         messages: what providers said may leave, redacted.
-        clean: redacts a text.
+        redactor: of every text that leaves.
     """
 
-    def __init__(self, *, content: bool, messages: bool, clean: Clean) -> None:
-        self._content, self._messages, self._clean = content, messages, clean
+    def __init__(self, *, content: bool, messages: bool, redactor: Redactor) -> None:
+        self._content, self._messages, self._redactor = content, messages, redactor
+        self._plain = {_KEY_HASH}  # names seen whose values are like any other's; a key's hash is looked at nonetheless
 
     def __call__(self, span: ReadableSpan) -> ReadableSpan:
         """The span, or a copy without what may not leave."""
-        given = span.attributes or {}
-        attributes = self._shaped(given)
-        events = [self._event(event) for event in span.events]
-        status = span.status
+        given, name, events, status = _plain_dict(span.attributes), span.name, span.events, span.status
+        hashed = given.get(_KEY_HASH)
+        named = given.keys() <= self._plain and (hashed is None or _HASH.fullmatch(str(hashed)) is not None)
+        texts = [name]
+        for value in given.values():
+            if type(value) is str:
+                if value is not hashed:
+                    texts.append(value)
+            elif type(value) is tuple:
+                texts += [item for item in value if type(item) is str]
+        dirty = self._dirty("\n".join(texts))
+        if named and not dirty and not events and not status.description:
+            return span
+        attributes = self._shaped(given, dirty)
         if status.description:
-            status = Status(status.status_code, self._clean(status.description) if self._messages else None)
-        untouched = attributes is given and all(one is other for one, other in zip(events, span.events, strict=True))
-        if untouched and status is span.status:
+            status = Status(status.status_code, self._redactor.text(status.description) if self._messages else None)
+        elif attributes == given and not dirty and not events:
             return span
         return ReadableSpan(
-            name=span.name,
+            name=self._redactor.text(name) if dirty else name,
             context=span.context,
             parent=span.parent,
             resource=span.resource,
             attributes=attributes,
-            events=events,
+            events=[self._event(event) for event in events],
             links=span.links,
             kind=span.kind,
             status=status,
@@ -94,36 +116,52 @@ class Scrubber:
             instrumentation_scope=span.instrumentation_scope,
         )
 
-    def _event(self, event: Event) -> Event:
-        given = event.attributes or {}
-        shaped = self._shaped(given)
-        return event if shaped is given else Event(event.name, shaped, event.timestamp)
+    def _dirty(self, texts: str) -> bool:
+        """Whether something in them may have to be replaced; half a character would cost the whole batch of spans."""
+        if not texts.isascii():
+            try:
+                texts.encode()
+            except UnicodeEncodeError:
+                return True
+        return not self._redactor.nothing_in(texts)
 
-    def _shaped(self, attributes: Mapping[str, AttributeValue]) -> Mapping[str, AttributeValue]:
-        changed: dict[str, AttributeValue | None] = {}
-        for name, value in attributes.items():
-            if name in _URLS:
-                if "?" in str(value):  # a key may stand in it
-                    changed[name] = str(value).partition("?")[0]
-            elif name == _KEY_HASH and _HASH.fullmatch(str(value)) is None:
-                changed[name] = None  # LiteLLM hashes what begins with `sk-` alone; another wrong key stands there as it came
-            elif name == _QUERY:
-                changed[name] = None
-            elif name in _SAID:
-                changed[name] = self._text(value) if self._messages else None
-            elif name.startswith(_CONTENT):
-                changed[name] = self._text(value) if self._content else None
-        if not changed:
-            return attributes
-        merged = {**attributes, **changed}
-        return {name: value for name, value in merged.items() if value is not None}
+    def _event(self, event: Event) -> Event:
+        return Event(self._redactor.text(event.name), self._shaped(dict(event.attributes or {}), dirty=True), event.timestamp)
+
+    def _shaped(self, given: Mapping[str, AttributeValue], dirty: bool) -> dict[str, AttributeValue]:
+        shaped = {name: self._named(name, value) for name, value in given.items()}
+        return {name: self._text(value) if dirty else value for name, value in shaped.items() if value is not None}
+
+    def _named(self, name: str, value: AttributeValue) -> AttributeValue | None:
+        """What may leave of a value that stands under this name."""
+        if name == _KEY_HASH:  # LiteLLM hashes what begins with `sk-` alone; another wrong key stands there as it came
+            return value if _HASH.fullmatch(str(value)) else None
+        if name in self._plain:
+            return value
+        if name in _URLS:
+            return _URL_REST.sub("", str(value))
+        if name == _QUERY:
+            return None
+        if name in _SAID:
+            return value if self._messages or not isinstance(value, str) else None
+        if name.startswith(_CONTENT) or _TOOL.match(name):
+            return value if self._content else None
+        if len(self._plain) < _MAX_NAMES:
+            self._plain.add(name)
+        return value
 
     def _text(self, value: AttributeValue) -> AttributeValue:
         if isinstance(value, str):
-            return self._clean(value)
+            return self._redactor.text(value)
         if isinstance(value, Sequence):
-            return [self._clean(str(item)) for item in value]
+            return tuple(self._redactor.text(item) if isinstance(item, str) else item for item in value)
         return value
+
+
+def _plain_dict(attributes: Mapping[str, AttributeValue] | None) -> dict[str, AttributeValue]:
+    """A copy; `dict(...)` would ask the SDK's mapping for each name, under its lock."""
+    copy = getattr(attributes, "copy", None)
+    return cast("dict[str, AttributeValue]", copy()) if copy is not None else dict(attributes or {})
 
 
 class ShapedExporter(SpanExporter):
@@ -172,7 +210,7 @@ def _make(kind: str, wrap: Callable[[SpanExporter], SpanExporter], spec: Any) ->
     )
 
 
-def install(settings: TraceSettings, *, content: bool, messages: bool, clean: Clean) -> bool:
+def install(settings: TraceSettings, *, content: bool, messages: bool, redactor: Redactor) -> bool:
     """Have LiteLLM export through `ShapedExporter`; before it makes its exporters. Whether anybody asked for traces."""
     from litellm.integrations.otel.model.config import is_otel_v2_enabled
 
@@ -185,7 +223,7 @@ def install(settings: TraceSettings, *, content: bool, messages: bool, clean: Cl
         if settings.failures:
             limits: dict[str, Any] = {"max_spans": settings.max_spans, "max_age": settings.max_age}
             sampler = TailSampler(settings.ratio, parent=settings.parent, **limits)
-        return ShapedExporter(inner, Scrubber(content=content, messages=messages, clean=clean), sampler)
+        return ShapedExporter(inner, Scrubber(content=content, messages=messages, redactor=redactor), sampler)
 
     for kind in (*HTTP_KINDS, *GRPC_KINDS):
         register_exporter_factory(kind, partial(_make, kind, wrap))

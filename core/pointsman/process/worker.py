@@ -95,7 +95,7 @@ async def _run(
         settings.telemetry.traces,
         content=settings.privacy.capture_prompts,
         messages=settings.telemetry.logs.provider_messages,
-        clean=Redactor(welcome["logs"]["secrets"], settings.privacy.redact).text,
+        redactor=Redactor(welcome["logs"]["secrets"], settings.privacy.redact),
     )
     in_flight = build_app(runtime)
     config = uvicorn.Config(
