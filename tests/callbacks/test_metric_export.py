@@ -33,7 +33,7 @@ def value(collector: Receiver, name: str, **labels: str) -> float | None:
 
 
 @pytest.mark.requirement("R-6.6")
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("protocol", ["http", pytest.param("grpc", marks=pytest.mark.slow("observability"))])
 def test_a_collector_gets_what_the_scrape_says(protocol: Any) -> None:
     registry = CollectorRegistry()
     metrics = Metrics(["knn"], ["auto"], registry=registry)

@@ -75,6 +75,7 @@ def read_stream(gateway: Gateway, key: str, path: str, body: dict[str, Any], out
         out.append(f"broken: {error!r}")
 
 
+@pytest.mark.slow("persistence")
 @pytest.mark.requirement("R-4.1", "P-6", "R-4.6")
 def test_keys_and_spend_survive_kill_9_of_everything_and_sigterm_drains(
     own_gateway: Make, upstreams: Upstreams, publisher: S3Publisher, s3: S3Server
