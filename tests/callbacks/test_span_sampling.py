@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, set_span_in_context
@@ -19,7 +22,10 @@ from opentelemetry.util.types import AttributeValue
 from pointsman.callbacks.span_sampling import HARMLESS, TailSampler, failed
 from pointsman.litellm_config import litellm_environment, load
 
+ROOT = Path(__file__).resolve().parents[2]
 OURS, LITELLM = InstrumentationScope("pointsman"), InstrumentationScope("litellm")
+RESOURCE = Resource({})
+"""One for all: who gives none pays for a search of the machine with each span."""
 HIGH = (1 << 64) - 1
 """A trace id that no share below 1 takes."""
 
@@ -46,6 +52,7 @@ def span(
         status=Status(StatusCode.ERROR if error else StatusCode.UNSET),
         attributes={name.replace("__", "."): value for name, value in attributes.items()},
         instrumentation_scope=scope,
+        resource=RESOURCE,
     )
 
 
@@ -81,7 +88,7 @@ def requests(draw: st.DrawFn) -> list[Request]:
         if fails:
             children.append(span(trace_id, next_id, context(trace_id, root_id), error=True, scope=OURS))
             next_id += 1
-        root = span(trace_id, root_id, remote, kind=SpanKind.SERVER, **{"http__response__status_code": 200})
+        root = span(trace_id, root_id, remote, kind=SpanKind.SERVER, http__response__status_code=200)
         made.append(Request(trace_id, fails, wanted, (*reversed(children), root)))
     return made
 
@@ -101,6 +108,60 @@ def test_property_a_request_is_kept_whole_or_not_at_all(asked: list[Request], se
         assert {kept[each.name] for each in one.spans} == {1 if keep else 0}
     assert tail.kept == len(out)
     assert tail.kept + tail.dropped == sum(len(one.spans) for one in asked)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30), st.booleans()), max_size=80))
+@settings(max_examples=150, deadline=None)
+def test_property_nothing_is_remembered_of_what_was_decided(ends: list[tuple[int, int, bool]]) -> None:
+    """Whatever ends in whatever order, an id twice, a span under itself, circles: the counts are right, and all of it ends."""
+    tail, taken = sampler(0.5), 0
+    for span_id, parent_id, remote in ends:
+        parent = context(1, parent_id, remote=remote) if parent_id else None
+        tail.take([span(1, span_id, parent)])
+        taken = sum(len(one.spans) for one in tail._held.values())
+        assert tail.held == taken
+        assert {each for one in tail._held.values() for under in one.children.values() for each in under} <= {
+            each for one in tail._held.values() for each in one.spans
+        }
+    tail.drain()
+    assert tail.held == 0
+    assert not tail._held
+
+
+def test_the_size_of_a_trace_is_no_matter_to_a_request_in_it() -> None:
+    """Whatever waits: a client's trace of many requests, each of which ends in turn; or one request of many spans."""
+
+    def seconds(requests: int, each: int) -> float:
+        tail = sampler(parent=False, max_spans=1_000_000)
+        roots = [span(HIGH, root, context(HIGH, 1, remote=True), kind=SpanKind.SERVER) for root in range(10, 10 + requests)]
+        tail.take(
+            [
+                span(HIGH, 1_000_000 * (root + 1) + number, context(HIGH, 10 + root))
+                for root in range(requests)
+                for number in range(each)
+            ]
+        )
+        began = time.process_time()
+        for root in roots:
+            tail.take([root])
+        assert tail.held == 0
+        return time.process_time() - began
+
+    for once, four_times in (((1_000, 5), (4_000, 5)), ((1, 5_000), (1, 20_000))):
+        small, large = (min(seconds(*size) for _ in range(2)) for size in (once, four_times))
+        assert large < 8 * small + 0.05, "four times as many, and not sixteen times as long"
+
+
+def test_the_alert_knows_the_same_words_as_the_sampler() -> None:
+    rules = yaml.safe_load((ROOT / "deploy/observability/prometheus/rules/recording.yaml").read_text())
+    (rule,) = (
+        rule["expr"]
+        for group in rules["groups"]
+        for rule in group["rules"]
+        if rule["record"] == "pointsman:pointsman_undecided:ratio_rate10m"
+    )
+    (words,) = re.findall(r'fallback!~"([^"]*)"', rule)
+    assert set(words.split("|")) == {"", *HARMLESS}, "the empty one: the strategy decided, or none is configured"
 
 
 def test_a_share_is_kept_and_the_same_one_everywhere() -> None:
@@ -149,10 +210,14 @@ def test_whose_fault_it_was() -> None:
     child = context(1, 1)
     remote = context(1, 1, remote=True)
     assert failed(span(1, 2, remote, kind=SpanKind.SERVER, http__response__status_code=503))
-    assert failed(span(1, 2, remote, kind=SpanKind.SERVER, **{"http__status_code": 500}))
+    assert failed(span(1, 2, remote, kind=SpanKind.SERVER, http__status_code=500))
     assert failed(span(1, 2, child, kind=SpanKind.CLIENT, error=True)), "a provider, a database"
     assert failed(span(1, 2, child, error=True, scope=OURS))
     assert failed(span(1, 2, child, scope=OURS, pointsman__route__fallback="deadline"))
+    assert failed(span(1, 2, child, scope=OURS, pointsman__route__fallback="no_candidate"))
+    assert failed(span(1, 2, child, scope=OURS, pointsman__route__fell_back="unavailable")), (
+        "all of a group rest: none was tried"
+    )
     assert failed(span(1, 2, None, error=True)), "a job of the background"
     assert not failed(span(1, 2, remote, kind=SpanKind.SERVER, error=True, http__response__status_code=401)), "the client's"
     assert not failed(span(1, 2, child, error=True)), "a phase of LiteLLM's that refused the client"

@@ -30,6 +30,7 @@ from pointsman.callbacks.names import ATTRIBUTES, METRICS, SPANS
 from pointsman.callbacks.privacy import REDACTED, Redactor
 from pointsman.callbacks.process_spans import ProcessSpans
 from pointsman.callbacks.span_export import Scrubber
+from pointsman.callbacks.span_sampling import failed
 from pointsman.callbacks.spans import MAX_ITEMS, RequestSpans
 from pointsman.decisions.ticket import CURRENT, Ticket
 from pointsman.decisions.types import Attempt, Decision, Dropped, Encoded, Outcome
@@ -124,7 +125,18 @@ decisions = st.builds(
 @for_all(decisions)
 def test_property_a_decision_is_a_span_as_the_table_says(decision: Decision) -> None:
     traced = Traced()
-    traced.run(lambda: traced.spans.record(decision))
+    traced.ticket.request_id, traced.ticket.decision = None, decision
+
+    def work() -> None:
+        traced.spans.begin(traced.ticket, decision.decision_id, decision.group)
+        traced.spans.record(decision)
+        traced.spans.record(Attempt(decision.decision_id, 1, "weak", None, "ok"))
+
+    traced.run(work)
+    assert len(traced.made("pointsman.attempt")) == 1
+    for span in traced.ours():
+        ids = [(span.attributes or {}).get(f"pointsman.{name}.id") for name in ("request", "decision")]
+        assert ids == [decision.request_id, decision.decision_id], "one joins on them, whichever span one has found"
     (route,) = traced.made("pointsman.route")
     for span in traced.ours():
         assert wrong_with(span.name, span.kind.name.lower(), span.attributes or {}) == []
@@ -133,6 +145,15 @@ def test_property_a_decision_is_a_span_as_the_table_says(decision: Decision) -> 
     assert route.start_time is not None
     assert route.end_time - route.start_time == decision.microseconds * 1000
     assert len(traced.made("pointsman.encode")) == (decision.encoded is not None)
+
+
+@pytest.mark.parametrize("why", [None, "unavailable", "RateLimitError"])
+def test_a_decision_after_a_fallback_says_so(why: str | None) -> None:
+    traced = Traced(ticket=Ticket(fell_back=why))
+    traced.run(lambda: traced.spans.record(Decision("dec_1", "r", "spare")))
+    (route,) = traced.made("pointsman.route")
+    assert (route.attributes or {}).get("pointsman.route.fell_back") == why
+    assert failed(route) is (why is not None), "such a trace is kept"
 
 
 def test_a_flood_of_candidates_is_cut() -> None:

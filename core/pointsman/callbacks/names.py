@@ -118,6 +118,7 @@ ATTRIBUTES: Mapping[str, Attribute] = _by_name(
     Attribute("pointsman.route.propensity", "double", "Probability with which the pick was to be picked."),
     Attribute("pointsman.route.fallback", "string", "Why the strategy did not decide, as in `x-pointsman-fallback`."),
     Attribute("pointsman.route.microseconds", "int", "Time that the decision took."),
+    Attribute("pointsman.route.fell_back", "string", "Why LiteLLM went on with this group: error's class, or `unavailable`."),
     # Of the encoder.
     Attribute("pointsman.encoder.kind", "string", "Kind of the encoder, e.g. `hashing`, `minilm`, `remote`."),
     Attribute("pointsman.encoder.dimensions", "int", "Length of the vectors that it makes."),
@@ -164,6 +165,7 @@ SPANS: Mapping[str, Span] = _by_name(
             "pointsman.route.propensity",
             "pointsman.route.fallback",
             "pointsman.route.microseconds",
+            "pointsman.route.fell_back",
             "gen_ai.request.model",
         ),
     ),
@@ -172,7 +174,7 @@ SPANS: Mapping[str, Span] = _by_name(
         "internal",
         "`pointsman.route`",
         "Text to vector, inside of a decision.",
-        ("pointsman.encoder.kind", "pointsman.encoder.dimensions"),
+        (*_DECISION, "pointsman.encoder.kind", "pointsman.encoder.dimensions"),
     ),
     Span(
         "pointsman.attempt",
@@ -181,7 +183,7 @@ SPANS: Mapping[str, Span] = _by_name(
         "One try at one deployment, from the pick to its answer (streamed: to the last chunk) or its error. An upstream's "
         "spans stand under it, where it takes part in the trace.",
         (
-            "pointsman.decision.id",
+            *_DECISION,
             "pointsman.attempt.number",
             "pointsman.attempt.outcome",
             "pointsman.deployment.id",

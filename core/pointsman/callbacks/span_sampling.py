@@ -23,7 +23,8 @@ from pointsman.callbacks.spans import SCOPE
 __all__ = ["HARMLESS", "TailSampler", "failed"]
 
 HARMLESS = frozenset({"not_text", "no_text", "continued", "only_candidate"})
-"""Words of `x-pointsman-fallback` by which nothing is wrong with the strategy."""
+"""Words of `x-pointsman-fallback` by which nothing is wrong with the strategy. One that knows none of the candidates
+(`no_candidate`) is of no use where it was put, and that is wrong. The alert's rule (deploy/observability) names the same."""
 _TRACE_ID_LIMIT = (1 << 64) - 1
 _STATUS = ("http.response.status_code", "http.status_code")
 
@@ -36,11 +37,12 @@ def failed(span: ReadableSpan) -> bool:
     """Whether the trace of this span is kept for it.
 
     A server span of status 5xx; an error of a call to somebody else (a provider, a database) or of a span of ours; a strategy
-    that could not decide. What the client did wrong (no key, bad body) is no failure of ours.
+    that could not decide; a fallback to another group, though none was tried in the first. What the client did wrong (no key,
+    bad body) is no failure of ours.
     """
     attributes = span.attributes or {}
     fallback = attributes.get("pointsman.route.fallback")
-    if fallback is not None and fallback not in HARMLESS:
+    if (fallback is not None and fallback not in HARMLESS) or "pointsman.route.fell_back" in attributes:
         return True
     if _is_root(span) and span.kind is SpanKind.SERVER:
         status = next((attributes[name] for name in _STATUS if name in attributes), None)
@@ -54,8 +56,37 @@ def failed(span: ReadableSpan) -> bool:
 
 @dataclass(slots=True)
 class _Held:
+    """Spans of one trace that wait, by their ids, and the ids of those under each: no request pays for others of its trace."""
+
     born: float
     spans: dict[int, ReadableSpan] = field(default_factory=dict)
+    children: dict[int, dict[int, None]] = field(default_factory=dict)  # a dict is a set that keeps its order
+
+    def add(self, span_id: int, span: ReadableSpan) -> None:
+        if span_id in self.spans:
+            self.remove(span_id)
+        self.spans[span_id] = span
+        if span.parent is not None:
+            self.children.setdefault(span.parent.span_id, {})[span_id] = None
+
+    def remove(self, span_id: int) -> None:
+        parent = self.spans.pop(span_id).parent
+        if parent is not None:
+            siblings = self.children[parent.span_id]
+            del siblings[span_id]
+            if not siblings:
+                del self.children[parent.span_id]
+
+    def under(self, span_id: int) -> list[ReadableSpan]:
+        """This one and all below it that wait."""
+        found: dict[int, ReadableSpan] = {}
+        todo = [span_id]
+        while todo:
+            one = todo.pop()
+            if one in self.spans and one not in found:
+                found[one] = self.spans[one]
+                todo += self.children.get(one, ())
+        return list(found.values())
 
 
 class TailSampler:
@@ -101,8 +132,8 @@ class TailSampler:
                 held = self._held.get(context.trace_id)
                 if held is None:
                     held = self._held[context.trace_id] = _Held(now)
-                held.spans[context.span_id] = span
-                self._count += 1
+                self._count += context.span_id not in held.spans
+                held.add(context.span_id, span)
                 if _is_root(span) or (span.parent is not None and span.parent.span_id in self._decided):
                     ends.append((context.trace_id, context.span_id))
             for trace_id, span_id in ends:
@@ -129,19 +160,9 @@ class TailSampler:
         held = self._held.get(trace_id)
         if held is None or span_id not in held.spans:
             return []
-        children: dict[int, list[int]] = {}
-        for key, span in held.spans.items():
-            if span.parent is not None:
-                children.setdefault(span.parent.span_id, []).append(key)
-        found, todo = [], [span_id]
-        while todo:
-            one = todo.pop()
-            if one in held.spans and one not in found:
-                found.append(one)
-                todo += children.get(one, ())
         root = held.spans[span_id]
         known = self._decided.get(root.parent.span_id) if root.parent is not None and not _is_root(root) else None
-        return self._decide(trace_id, [held.spans[one] for one in found], known, root)
+        return self._decide(trace_id, held.under(span_id), known, root)
 
     def _decide(
         self, trace_id: int, spans: list[ReadableSpan], known: bool | None, root: ReadableSpan | None = None
@@ -150,7 +171,7 @@ class TailSampler:
         held = self._held[trace_id]
         for span in spans:
             if span.context is not None:
-                del held.spans[span.context.span_id]
+                held.remove(span.context.span_id)
                 self._decided[span.context.span_id] = keep
         self._count -= len(spans)
         if not held.spans:

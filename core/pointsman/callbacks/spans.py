@@ -49,13 +49,18 @@ class _Open:
     context: SpanContext
     parent: SpanContext
     decision_id: str
+    request_id: str | None
     model: str | None
     started: int
 
     def end(self, values: Mapping[str, AttributeValue | None], end: int, *, failed: bool) -> None:
         """It is over; `end` as `started`."""
         model = self.model[:MAX_NAME] if self.model else None
-        about: dict[str, AttributeValue | None] = {"pointsman.decision.id": self.decision_id, "gen_ai.request.model": model}
+        about: dict[str, AttributeValue | None] = {
+            "pointsman.decision.id": self.decision_id,
+            "pointsman.request.id": self.request_id,
+            "gen_ai.request.model": model,
+        }
         times = (self.started, max(self.started, end))
         self.recorder.record("pointsman.attempt", self.context, self.parent, given(about | dict(values)), times, failed=failed)
 
@@ -111,7 +116,8 @@ class RequestSpans:
                 context = known.context
             elif len(ticket.spans) < MAX_OPEN:
                 context = recorder.below(parent)
-                ticket.spans[decision_id] = _Open(recorder, context, parent, decision_id, model, time.time_ns())
+                request_id = ticket.request_id or (ticket.decision.request_id if ticket.decision is not None else None)
+                ticket.spans[decision_id] = _Open(recorder, context, parent, decision_id, request_id, model, time.time_ns())
         if not self._propagate:
             return {}
         headers: dict[str, str] = {}
@@ -141,6 +147,7 @@ class RequestSpans:
         ranked = sorted(decision.scores.items(), key=lambda item: -item[1])[:MAX_ITEMS]
         dropped = decision.dropped[:MAX_ITEMS]
         group, strategic = decision.group[:MAX_NAME], decision.strategy is not None
+        ticket = current_ticket()
         values: dict[str, AttributeValue | None] = {
             "pointsman.decision.id": decision.decision_id,
             "pointsman.request.id": decision.request_id,
@@ -160,16 +167,19 @@ class RequestSpans:
             "pointsman.route.propensity": decision.propensity,
             "pointsman.route.fallback": decision.fallback,
             "pointsman.route.microseconds": decision.microseconds,
+            "pointsman.route.fell_back": ticket.fell_back if ticket is not None else None,
             "gen_ai.request.model": group,
         }
         context = recorder.below(parent)
         if (encoded := decision.encoded) is not None:
-            about: dict[str, AttributeValue] = {
+            about: dict[str, AttributeValue | None] = {
+                "pointsman.decision.id": decision.decision_id,
+                "pointsman.request.id": decision.request_id,
                 "pointsman.encoder.kind": encoded.encoder,
                 "pointsman.encoder.dimensions": encoded.dimensions,
             }
             times = (start + encoded.begin * 1000, start + encoded.end * 1000)
-            recorder.record("pointsman.encode", recorder.below(context), context, about, times)
+            recorder.record("pointsman.encode", recorder.below(context), context, given(about), times)
         recorder.record("pointsman.route", context, parent, given(values), (start, end))
 
     def _end(self, span: object, attempt: Attempt) -> None:
