@@ -36,8 +36,9 @@ class Measured:
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request.status = message["status"]
+                headers = message.get("headers", ())
                 request.streamed = any(
-                    name == b"content-type" and value.startswith(b"text/event-stream") for name, value in message["headers"]
+                    name == b"content-type" and value[:17] == b"text/event-stream" for name, value in headers
                 )
             elif message["type"] == "http.response.body":
                 if request.streamed and request.first is None and message.get("body"):
