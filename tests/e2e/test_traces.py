@@ -55,12 +55,13 @@ def observed(upstreams: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> 
     publisher = FilePublisher(tmp_path_factory.mktemp("published"), FILE_STRATEGY)
     publisher.publish("1.0.0")
     models = [*pair(upstreams, "auto"), single(upstreams, "embed", "openai/text-embedding-3-small", {"mode": "embedding"})]
+    models.append(single(upstreams, "frail", "openai/frail", {}))
     for entry in models:  # its own upstreams: what arrives there is counted
         entry["litellm_params"]["api_base"] = upstreams.url(f"traced-{entry['model_info']['id']}")
     strategies = {FILE_STRATEGY: publisher.settings(reload_interval=0.5)}
     telemetry = {"traces": {"ratio": 0.0, "failures": True}}
     config = routed_config(models, strategies, {"auto": FILE_STRATEGY}, telemetry=telemetry)
-    config["router_settings"] |= {"cooldown_time": 0.1}
+    config["router_settings"] |= {"cooldown_time": 0.1, "fallbacks": [{"frail": ["auto"]}]}
     config["litellm_settings"] |= {
         "callbacks": ["otel"],
         "cache": True,
@@ -122,14 +123,15 @@ def test_a_request_with_a_fallback_is_one_trace_from_the_client_to_the_upstream(
 
 @pytest.mark.requirement("R-6.9")
 def test_every_span_of_a_request_is_as_the_table_and_the_conventions_say(observed: Observed) -> None:
-    _, trace_id = observed.ask("01")
-    spans = observed.whole(trace_id, {SERVER, "pointsman.attempt", "chat auto"})
+    answer, trace_id = observed.ask("01")
+    spans = observed.whole(trace_id, {SERVER, "pointsman.encode", "pointsman.attempt", "chat auto"})
     kinds = {1: "internal", 2: "server", 3: "client"}
     strays: set[str] = set()
     for span in spans:
         values = attributes(span.attributes)
         if span.name.startswith("pointsman."):
             assert wrong_with(span.name, kinds[span.kind], values) == []
+            assert values["pointsman.request.id"] == answer.headers["x-request-id"]
         strays |= {name for name in values if name.partition(".")[0] in namespaces()} - attribute_names()
     assert strays <= {"gen_ai.usage.total_tokens"}, "names of LiteLLM's that look like a convention's"
     (server,) = (attributes(span.attributes) for span in spans if span.name == SERVER)
@@ -180,6 +182,17 @@ def test_what_did_not_fail_and_nobody_wants_is_dropped_and_what_failed_is_kept(o
         assert observed.collector.spans(trace_id) == []
     orphans = {item.what.trace_id.hex() for item in observed.collector.items("/v1/traces") if item.what.name == SERVER}
     assert all(any(span.parent_span_id.hex() == CLIENT for span in observed.collector.spans(one)) for one in orphans)
+
+
+def test_a_request_that_another_group_answered_says_why(observed: Observed) -> None:
+    observed.upstreams.fault("traced-frail", status=500)
+    answer, trace_id = observed.ask("00", model="frail")
+    observed.upstreams.clear("traced-frail")
+    assert answer.status_code == 200, answer.text
+    routes = [one for one in observed.whole(trace_id, {SERVER, "pointsman.route"}) if one.name == "pointsman.route"]
+    told = [attributes(one.attributes) for one in sorted(routes, key=lambda span: span.start_time_unix_nano)]
+    found = {(one["pointsman.route.group"], one.get("pointsman.route.fell_back")) for one in told}
+    assert found == {("frail", None), ("auto", "InternalServerError")}
 
 
 def test_a_reload_is_a_trace_of_its_own_and_so_is_a_refusal(observed: Observed) -> None:
