@@ -249,3 +249,13 @@ def test_files_of_the_users_own_are_left_alone(tmp_path: Path) -> None:
     for handler in theirs:
         found.removeHandler(handler)
         handler.close()
+
+
+def test_a_line_that_never_ends_is_told_in_pieces() -> None:
+    with telling("printed", telemetry={"logs": {"provider_messages": True}}) as told:
+        told.logs.redirect()
+        for _ in range(3):
+            print("x" * 40_000, end="")
+        print("the end")
+        told.logs.close()
+    assert [line["message"][-7:] for line in told.lines()] == ["x" * 7, "the end"]

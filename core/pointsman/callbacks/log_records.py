@@ -26,7 +26,7 @@ import orjson
 from opentelemetry import trace
 
 from pointsman.callbacks.log_errors import Told, chain, stack_of, told_of
-from pointsman.callbacks.log_text import MAX_TEXT, clean, clean_value, escaped, shortened, weight
+from pointsman.callbacks.log_text import LONG, MAX_TEXT, clean, clean_value, escaped, shortened
 from pointsman.callbacks.privacy import Redactor
 from pointsman.decisions.ticket import Ticket, current_ticket
 
@@ -58,6 +58,7 @@ class Entry:
         message: whole, or None: only the constant part of `source` is told.
         source: file and line that made the record.
         errors: outermost first.
+        weight: about how many characters it holds.
     """
 
     created: float
@@ -69,18 +70,21 @@ class Entry:
     fields: dict[str, Any] = field(default_factory=dict)
     errors: list[Told] = field(default_factory=list)
 
+    weight: int = field(init=False)
+
     def __post_init__(self) -> None:
-        """Long texts are cut: it may wait, and thousands with it."""
+        """Long texts are cut: it may wait, and thousands with it. Runs for each record, so in one pass."""
         if self.message is not None:
             self.message = shortened(self.message)
+        total = 512 + len(self.message or "")
         for name, value in self.fields.items():
-            if isinstance(value, str):
-                self.fields[name] = shortened(value)
-
-    @property
-    def weight(self) -> int:
-        """About how many characters it holds."""
-        return len(self.message or "") + weight(self.fields) + sum(1_024 + len(told.message or "") for told in self.errors)
+            if type(value) is str:
+                if len(value) > LONG:
+                    self.fields[name] = shortened(value)
+                total += min(len(value), LONG)
+        for told in self.errors:
+            total += 1_024 + len(told.message or "")
+        self.weight = total
 
 
 def identity_of(ticket: Ticket | None) -> dict[str, str]:

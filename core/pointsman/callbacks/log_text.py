@@ -13,20 +13,22 @@ from typing import Any
 
 from pointsman.callbacks.privacy import Redactor
 
-__all__ = ["MARGIN", "MAX_TEXT", "clean", "clean_value", "escaped", "shortened", "weight"]
+__all__ = ["LONG", "MARGIN", "MAX_TEXT", "clean", "clean_value", "escaped", "shortened", "weight"]
 
 MAX_TEXT = 16_384
 """Characters of one text in a line."""
 MARGIN = 4_096
 """Characters at each side of a cut that are kept for the redactor and not told; most secrets are shorter."""
 _KEPT = MAX_TEXT // 2 + MARGIN
+LONG = 2 * _KEPT
+"""Characters from which on a text is cut where its record is made."""
 _CUT = "\ufdd0…\ufdd0"  # characters that Unicode keeps for such marks
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def shortened(text: str) -> str:
     """The text, or its beginning and end where it is longer than what may wait; `clean` mends the cut."""
-    return text if len(text) <= 2 * _KEPT else f"{text[:_KEPT]}{_CUT}{text[-_KEPT:]}"
+    return text if len(text) <= LONG else f"{text[:_KEPT]}{_CUT}{text[-_KEPT:]}"
 
 
 def clean(text: str, redactor: Redactor) -> str:

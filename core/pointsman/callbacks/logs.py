@@ -270,8 +270,9 @@ class _Lines(io.TextIOBase):
         for line in lines:
             if line.strip():
                 printed.log(self._level, "%s", line.rstrip(), stacklevel=2)
-        if len(self._rest.text) > 65_536:
-            self._rest.text = ""
+        if len(self._rest.text) > 65_536:  # who never ends a line is told in pieces
+            piece, self._rest.text = self._rest.text, ""
+            printed.log(self._level, "%s", piece, stacklevel=2)
         return len(text)
 
     def flush(self) -> None:
