@@ -76,6 +76,12 @@ async def talk(websocket: WebSocket) -> None:
     await websocket.close()
 
 
+async def listen(websocket: WebSocket) -> None:
+    await websocket.accept()
+    while True:
+        await websocket.receive_text()
+
+
 def fail(number: int) -> None:
     try:
         raise RuntimeError(f"{PROMPT} {number}")
@@ -93,6 +99,7 @@ def application() -> Starlette:
         Route("/broken", broken, methods=["POST"]),
         Route("/told", told_before, methods=["POST"]),
         Route("/sink", after_a_good_answer, methods=["POST"]),
+        WebSocketRoute("/listen", listen),
         WebSocketRoute("/talk/{turns:int}", talk),
     ]
     return Starlette(routes=routes)
@@ -171,6 +178,13 @@ async def test_errors_of_an_open_websocket_are_told_at_once() -> None:
     assert len(lines) == 1200
     assert told.logs.dropped == {"stdout": 0}
     assert PROMPT not in json.dumps(told.lines(), ensure_ascii=False)
+
+
+async def test_a_client_that_leaves_is_no_error() -> None:
+    with telling(*LOGGERS) as told:
+        async with serving(application()) as address, connect(f"ws://{address}/listen") as websocket:
+            await websocket.send("hello")
+    assert [line for line in told.lines() if line["level"] in ("WARNING", "ERROR")] == []
 
 
 async def test_a_websocket_that_is_refused_is_one_warning() -> None:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
 from pointsman.callbacks.log_errors import mark, marked
@@ -118,10 +120,12 @@ class _Answer:
 
     def escaped(self, error: Exception) -> None:
         """Nobody handled an error: tell of it, with its stack, while the request is known; the server will name it as well."""
-        status = self.ticket.answered
-        if status is None:
-            self.begins(500)  # the server's own answer
         request = str(self.ticket.request_id)
+        if isinstance(error, ClientDisconnect | WebSocketDisconnect):  # the client left: nobody's error, so no line of it
+            mark(error, request)
+            return
+        if self.ticket.answered is None:
+            self.begins(500)  # the server's own answer
         if not marked(error, request):
             fields = self.owed or self._fields(self.ticket.answered or 500)
             self._tell(logging.ERROR, {**fields, "error_type": None}, error)
