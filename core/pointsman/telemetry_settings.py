@@ -123,4 +123,6 @@ class TelemetrySettings(_Part):
 
     metrics: MetricsSettings = Field(default_factory=MetricsSettings, description="Metrics.")
     logs: LogSettings = Field(default_factory=LogSettings, description="Log lines.")
-    forward_request_id: bool = Field(True, description="Send `x-request-id` to the providers, with each call that LiteLLM gives headers to.")
+    forward_request_id: bool = Field(
+        True, description="Send `x-request-id` to the providers, with each call that LiteLLM gives headers to."
+    )

@@ -24,7 +24,8 @@ CALL_ID = "x-litellm-call-id"
 MAX_LENGTH = 128
 MEANING = (
     "The request's id: the client's (1 to 128 printable ASCII characters), else one made here. On every answer, and in log "
-    "lines, decision records and calls to providers that LiteLLM gives headers to; it begins `litellm_call_id` in LiteLLM's spend rows."
+    "lines, decision records and calls to providers that LiteLLM gives headers to; it begins `litellm_call_id` in LiteLLM's "
+    "spend rows."
 )
 _NAME, _CALL_ID = HEADER.encode("ascii"), CALL_ID.encode("ascii")
 _USABLE = re.compile(rf"[!-~](?:[ -~]{{0,{MAX_LENGTH - 2}}}[!-~])?".encode("ascii"))
