@@ -243,6 +243,7 @@ def levels(stand: Stand, **levels: str) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.slow("observability")
 @pytest.mark.requirement("R-15.1")
 @pytest.mark.requirement("R-15.3")
 @pytest.mark.requirement("R-6.3")

@@ -56,6 +56,8 @@ def observed(upstreams: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> 
     publisher.publish("1.0.0")
     models = [*pair(upstreams, "auto"), single(upstreams, "embed", "openai/text-embedding-3-small", {"mode": "embedding"})]
     models.append(single(upstreams, "frail", "openai/frail", {}))
+    models.append(single(upstreams, "drawn", "openai/gpt-image-1", {"mode": "image_generation"}))
+    models.append(single(upstreams, "ranked", "hosted_vllm/reranker", {"mode": "rerank"}))
     for entry in models:  # its own upstreams: what arrives there is counted
         entry["litellm_params"]["api_base"] = upstreams.url(f"traced-{entry['model_info']['id']}")
     strategies = {FILE_STRATEGY: publisher.settings(reload_interval=0.5)}
@@ -207,3 +209,17 @@ def test_a_reload_is_a_trace_of_its_own_and_so_is_a_refusal(observed: Observed) 
     wait_for(lambda: any(one.get("error.type") == "E4302" for one in reloads()), 20, "the refusal was told")
     for span in (span for span in observed.collector.spans() if span.name == "pointsman.reload"):
         assert wrong_with(span.name, "internal", attributes(span.attributes)) == []
+
+
+@pytest.mark.requirement("S-6")
+@pytest.mark.parametrize("path", ["images/generations", "rerank"])
+def test_providers_hear_the_requests_id_on_other_endpoints(observed: Observed, path: str) -> None:
+    """Not speech, transcriptions and moderations, whose calls LiteLLM gives no headers (1.106.2)."""
+    asked = {"images/generations": {"model": "drawn", "prompt": "a hill"}}.get(
+        path, {"model": "ranked", "query": "hill", "documents": ["a hill", "a sea"]}
+    )
+    answer = observed.gateway.admin.post(f"/v1/{path}", json=asked, headers={"x-request-id": f"my {path}"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-request-id"] == f"my {path}"
+    (received,) = observed.upstreams.requests(f"traced-{asked['model']}")
+    assert received["headers"]["x-request-id"] == f"my {path}"
