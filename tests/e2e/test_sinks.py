@@ -20,6 +20,8 @@ from support.strategy import STRONG, WEAK
 from support.topology import pair, routed_config, single
 from support.upstreams import Upstreams
 
+pytestmark = pytest.mark.slow("observability")
+
 PROMPT = "the-prompt-that-nobody-asked-to-be-told"
 ERROR = 2
 """OTLP's code of the status of a span that failed."""
