@@ -264,10 +264,27 @@ def test_a_gateway_that_signs_its_passwords(tmp_path: Path) -> None:
     try:
         gateway.spawn()
         file = wait_for(lambda: next(runs.glob("*/pgpass"), None), 30, "the first token is signed")
-        token = file.read_text().strip().replace("\\:", "\0").split(":")[4].replace("\0", ":")
+        ready = threading.Event()
+
+        def follow() -> str:
+            """What a real server does by itself: take whatever was signed last, which at the start may be anew each second."""
+            token = ""
+            while True:
+                now = file.read_text().strip().replace("\\:", "\0").split(":")[4].replace("\0", ":")
+                if now != token:
+                    server.execute(sql.SQL("ALTER ROLE app PASSWORD {}").format(now).as_string(None))
+                    token = now
+                if ready.wait(0.05):
+                    return token
+
+        with ThreadPoolExecutor(1) as pool:
+            following = pool.submit(follow)
+            try:
+                gateway.wait_ready()
+            finally:
+                ready.set()
+        token = following.result()
         assert token.startswith(f"127.0.0.1:{server.port}/?Action=connect&DBUser=app&")
-        server.execute(sql.SQL("ALTER ROLE app PASSWORD {}").format(token).as_string(None))
-        gateway.wait_ready()
         assert gateway.key_info(gateway.new_key())["key_name"]
         for pid in marked(gateway.mark):
             environment = Path(f"/proc/{pid}/environ").read_bytes()
