@@ -23,6 +23,7 @@ from pointsman.cascade_settings import SOURCELESS_KINDS, CascadeSettings
 from pointsman.errors import ConfigError
 from pointsman.overrides import ENVIRONMENT_PREFIX, apply_overrides, read_overrides
 from pointsman.policy_settings import EmbeddingRule, PolicySettings, TextSettings
+from pointsman.resilience_settings import ResilienceSettings
 from pointsman.telemetry_settings import TelemetrySettings
 
 __all__ = [
@@ -278,6 +279,9 @@ class PointsmanSettings(_Section):
     )
     strategies: dict[StrategyName, StrategySettings] = Field(default_factory=dict, description="Learned strategies by name.")
     routing: RoutingSettings = Field(default_factory=RoutingSettings, description="Which strategy decides for which group.")
+    resilience: ResilienceSettings = Field(
+        default_factory=ResilienceSettings, description="What keeps it answering while upstreams fail."
+    )
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings, description="How the gateway stops.")
     decisions: DecisionSettings = Field(default_factory=DecisionSettings, description="The store of decisions.")
     privacy: PrivacySettings = Field(default_factory=PrivacySettings, description="What may be remembered of a request.")
