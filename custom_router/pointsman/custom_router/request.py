@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from pointsman.custom_router.override import Wish
 from pointsman.custom_router.text import text_of
+from pointsman.custom_router.upstream import upstream_of
 from pointsman.strategies.matching import names_of
 
 __all__ = ["Candidate", "Endpoint", "Prices", "RoutingRequest", "candidate_of", "text_of"]
@@ -35,6 +36,7 @@ class Candidate:
         names: every name under which a bundle may know it: id, model, model without its provider, base model.
         cost: US dollars for a million input tokens, where they are known; ties go to the cheaper.
         prices: by the configuration, and by LiteLLM's model map where that is silent; None: not known.
+        upstream: who answers behind it (`upstream.upstream_of`); breakers and scores are keyed on it.
     """
 
     deployment_id: str
@@ -42,6 +44,7 @@ class Candidate:
     names: tuple[str, ...]
     cost: float | None
     prices: Prices | None = None
+    upstream: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ def candidate_of(deployment: Mapping[str, Any], map_prices: Callable[[str], Pric
             cached if cached is not None else known.cached if known and given[0] is None else None,
         )
     cost = prices.input * 1e6 if prices is not None else None
-    return Candidate(deployment_id, model, names_of(deployment_id, model, base), cost, prices)
+    return Candidate(deployment_id, model, names_of(deployment_id, model, base), cost, prices, upstream_of(params))
 
 
 def _price(info: Mapping[str, Any], params: Mapping[str, Any], key: str) -> float | None:
