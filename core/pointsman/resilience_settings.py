@@ -5,15 +5,62 @@ Safe and useful without any of it being configured; what changes which deploymen
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["ResilienceSettings", "SessionSource", "StickySettings"]
+__all__ = ["BreakerSettings", "ResilienceSettings", "SessionSource", "StickySettings"]
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BreakerSettings(_Part):
+    """When an upstream (base URL, model, region) is given a rest, and how it comes back."""
+
+    enabled: bool = Field(True, description="Give upstreams that fail a rest.")
+    consecutive_failures: int = Field(3, ge=1, le=1_000, description="Failed attempts in a row that open the breaker.")
+    failure_rate: float = Field(
+        0.5, gt=0, le=1, allow_inf_nan=False, description="Share of failed attempts in `window` that opens it."
+    )
+    minimum_volume: int = Field(10, ge=1, le=100_000, description="Attempts in `window` before `failure_rate` counts.")
+    window: Seconds = Field(30.0, description="Seconds that `failure_rate` looks back.")
+    recovery: Seconds = Field(5.0, description="Seconds of the first rest.")
+    recovery_growth: float = Field(
+        2.0, ge=1, le=10, allow_inf_nan=False, description="How many times as long each further rest is."
+    )
+    max_recovery: Seconds = Field(120.0, description="Seconds of the longest rest, of one that `Retry-After` asks for too.")
+    forget_after: Seconds = Field(
+        120.0, description="Seconds that an upstream must have served before a rest is as short as the first again."
+    )
+    jitter: Share = Field(0.2, description="Part of a rest that chance may take off, so that not all ask again at once.")
+    rate_limits: int = Field(
+        2, ge=1, le=1_000, description="Answers 429 in a row that open it; of those with `Retry-After` one is enough."
+    )
+    rate_limit_recovery: Seconds = Field(
+        2.0, description="Seconds of a rest for 429 where no `Retry-After` says; it does not grow."
+    )
+    probes: int = Field(2, ge=1, le=100, description="Attempts at once, in each worker, that find out whether it is back.")
+    probes_to_close: int = Field(2, ge=1, le=1_000, description="How many of them must have succeeded.")
+    probe_timeout: Seconds = Field(30.0, description="Seconds after which one that has not ended makes room for another.")
+    max_ejection_percent: Percent = Field(
+        75.0, description="Most of a model group's deployments that may rest at a time, rounded down; the others are tried."
+    )
+    panic_percent: Percent = Field(
+        25.0, description="With fewer of a group's deployments left than that, all are tried but those held open by hand."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BreakerSettings:
+        if self.max_recovery < self.recovery:
+            raise ValueError("max_recovery is at least recovery")
+        return self
 
 
 SessionSource: TypeAlias = Literal["header", "litellm", "conversation", "context", "user"]
@@ -27,8 +74,8 @@ class StickySettings(_Part):
     sources: tuple[SessionSource, ...] = Field(
         ("header", "litellm", "conversation", "context", "user"),
         description="Where a session's id is looked for, in this order: `header` is `x-pointsman-session`; `litellm` what "
-        "LiteLLM takes for one (its headers, `metadata.session_id`, Anthropic's); `conversation` that of the Responses API; `context` "
-        "an MCP session or an A2A context; `user` the request's `user`, all of whose requests are then one session.",
+        "LiteLLM takes for one (its headers, `metadata.session_id`, Anthropic's); `conversation` that of the Responses API; "
+        "`context` an MCP session or an A2A context; `user` the request's `user`, all of whose requests are then one session.",
     )
     groups: tuple[str, ...] | None = Field(None, description="Model groups whose sessions stick; none: all with a strategy.")
     ttl: float = Field(
@@ -50,4 +97,5 @@ class StickySettings(_Part):
 class ResilienceSettings(_Part):
     """Each part its own class."""
 
+    breaker: BreakerSettings = Field(default_factory=BreakerSettings, description="Circuit breakers.")
     sticky: StickySettings = Field(default_factory=StickySettings, description="Sessions that stay where they are.")
