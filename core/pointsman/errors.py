@@ -112,6 +112,10 @@ CATALOGUE: dict[str, ErrorSpec] = {
         ErrorSpec("E4700", 503, "no_candidate", "No deployment may serve the request."),
         ErrorSpec("E4701", 503, "stream_cut", "The stream was cut because the gateway is shutting down."),
         ErrorSpec("E4710", 503, "strategy_unavailable", "A strategy outside the gateway's own process cannot decide now."),
+        ErrorSpec("E4720", 429, "queue_full", "As many requests of its class wait in the gateway's queue as may."),
+        ErrorSpec("E4721", 503, "queue_late", "The request's turn in the gateway's queue did not come in time."),
+        ErrorSpec("E4722", 503, "queue_closing", "The gateway is shutting down, and the request's turn did not come before."),
+        ErrorSpec("E4723", 499, "client_gone", "The client left while its request waited in the gateway's queue."),
     )
 }
 

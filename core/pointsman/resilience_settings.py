@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["BreakerSettings", "ResilienceSettings", "SessionSource", "StickySettings"]
+__all__ = ["BreakerSettings", "LimitSettings", "QueueSettings", "ResilienceSettings", "SessionSource", "StickySettings"]
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -94,8 +94,60 @@ class StickySettings(_Part):
     )
 
 
+class LimitSettings(_Part):
+    """How many requests of a queue run at once, in each worker."""
+
+    kind: Literal["fixed", "adaptive"] = Field(
+        "fixed", description="`adaptive`: it begins at `limit` and follows the gradient of the answers' latency."
+    )
+    limit: int = Field(100, ge=1, le=10_000, description="Requests that run at once, in each worker.")
+    least: int = Field(10, ge=1, le=10_000, description="An adaptive limit does not fall below it.")
+    most: int = Field(1_000, ge=1, le=10_000, description="An adaptive limit does not rise above it.")
+    tolerance: float = Field(
+        1.5,
+        ge=1,
+        le=100,
+        allow_inf_nan=False,
+        description="How many times its own past a latency may be before the limit falls.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LimitSettings:
+        if self.kind == "adaptive" and not self.least <= self.limit <= self.most:
+            raise ValueError("least is at most limit, and limit at most most")
+        return self
+
+
+class QueueSettings(_Part):
+    """Requests that wait for their turn in the gateway, by priority: `high`, `normal`, `low`.
+
+    A request's class is `pointsman_priority` in the metadata of its key, else of its team, else `default`.
+    """
+
+    enabled: bool = Field(False, description="Let requests beyond the limit wait here.")
+    limit: LimitSettings = Field(
+        default_factory=LimitSettings, description="Of the queue of all groups without one of their own."
+    )
+    groups: dict[str, LimitSettings] = Field(
+        default_factory=dict, description="Model groups that have a queue of their own, and its limit."
+    )
+    size: int = Field(200, ge=0, le=10_000, description="Requests of each class that may wait in a queue; more: 429, E4720.")
+    max_wait: Seconds = Field(
+        30.0,
+        description="Seconds that a request may wait, or less where `x-pointsman-deadline-ms` says so; longer: 503, E4721.",
+    )
+    patience: int = Field(
+        8,
+        ge=2,
+        le=1_000,
+        description="How often in a row the first of `low` is passed over at most; the first of `normal`: once more.",
+    )
+    default: Literal["high", "normal", "low"] = Field("normal", description="Class of a request whose key and team do not say.")
+
+
 class ResilienceSettings(_Part):
     """Each part its own class."""
 
     breaker: BreakerSettings = Field(default_factory=BreakerSettings, description="Circuit breakers.")
     sticky: StickySettings = Field(default_factory=StickySettings, description="Sessions that stay where they are.")
+    queue: QueueSettings = Field(default_factory=QueueSettings, description="Waiting for a turn, by priority.")
