@@ -1,0 +1,101 @@
+"""What workers and instances tell each other of their breakers, and which of two facts holds.
+
+Facts form a semilattice: `merge` is commutative, associative and idempotent, so it does not matter in which order, how often
+and over whom they come; supervisor and Redis need no more than it. Each worker decides for itself what it makes of one
+(`Breaker.adopt`). Clocks of two machines are not comparable, and wall clocks jump; on the wire stand seconds from now.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+__all__ = ["Cause", "Fact", "FactState", "merge"]
+
+Cause: TypeAlias = Literal["failures", "failure_rate", "rate_limit", "probe", "manual"]
+"""Failures in a row, their share, answers 429, a probe that failed, an administrator."""
+
+FactState: TypeAlias = Literal["closed", "open", "held_closed", "held_open"]
+RANK: Mapping[str, int] = {state: rank for rank, state in enumerate(get_args(FactState))}
+MAX_COUNT = 2**53
+MAX_TEXT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One upstream, as somebody knows it.
+
+    Attributes:
+        upstream: `upstream.upstream_of`.
+        state: closed, open, or held so by an administrator.
+        since, until: monotonic seconds of this process; infinity: until released.
+        generation, orders, rests: see `Breaker` and its states.
+        cause: why it is open.
+        reason: the administrator's.
+    """
+
+    upstream: str
+    state: FactState
+    since: float
+    until: float
+    generation: int
+    orders: int = 0
+    rests: int = 0
+    cause: Cause | None = None
+    reason: str = ""
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """The higher is the newer; of two that are equally new, the more careful one."""
+        return self.orders, self.generation, RANK[self.state]
+
+    def to_wire(self, now: float) -> dict[str, Any]:
+        """As JSON; `age` and `left` are seconds from now, None: for ever."""
+        age = now - self.since
+        return {
+            "upstream": self.upstream,
+            "state": self.state,
+            "age": round(age, 3) if age < math.inf else None,
+            "left": round(self.until - now, 3) if -math.inf < self.until < math.inf else None,
+            "generation": self.generation,
+            "orders": self.orders,
+            "rests": self.rests,
+            "cause": self.cause,
+            "reason": self.reason,
+        }
+
+    @staticmethod
+    def from_wire(said: Mapping[str, Any], now: float) -> Fact:
+        """What `to_wire` made, elsewhere and maybe by another version.
+
+        Raises:
+            ValueError: it is no fact.
+        """
+        state, cause = said.get("state"), said.get("cause")
+        counts = [said.get(key, 0) for key in ("generation", "orders", "rests")]
+        times = [said.get(key) for key in ("age", "left")]
+        texts = [said.get("upstream"), said.get("reason") or ""]
+        if (
+            state not in RANK
+            or (cause is not None and cause not in get_args(Cause))
+            or not all(type(count) is int and 0 <= count <= MAX_COUNT for count in counts)
+            or not all(time is None or (type(time) in (int, float) and math.isfinite(time)) for time in times)
+            or not all(isinstance(text, str) and len(text) <= MAX_TEXT for text in texts)
+            or not texts[0]
+        ):
+            raise ValueError("not a breaker's fact")
+        age, left = times
+        since = -math.inf if age is None else now - max(0.0, float(age))
+        until = now + float(left) if left is not None else math.inf if state != "closed" else since
+        return Fact(str(texts[0]), state, since, until, *counts, cause=cause, reason=str(texts[1]))
+
+
+def merge(one: Fact, other: Fact) -> Fact:
+    """The one of the two that holds."""
+    return max(one, other, key=_total)
+
+
+def _total(fact: Fact) -> tuple[Any, ...]:
+    return (*fact.order, fact.until, fact.since, fact.rests, fact.cause or "", fact.reason)
