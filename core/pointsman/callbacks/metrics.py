@@ -84,7 +84,7 @@ class Metrics:
         models: Iterable[str] = (),
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        self._strategies = Words({*strategies, LITELLM, "rule"}, 0)
+        self._strategies = Words({*strategies, LITELLM, "rule", "sticky"}, 0)
         self._groups, self._models = Words({"", *groups}, MAX_WORDS), Words({"", *models}, MAX_WORDS)
         self._fallbacks, self._errors = Words({""}, MAX_WORDS), Words({""}, MAX_WORDS)
         self._entities, self._statuses = Words(ENTITIES, 0), Words((), MAX_WORDS)

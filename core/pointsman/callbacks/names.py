@@ -106,7 +106,9 @@ ATTRIBUTES: Mapping[str, Attribute] = _by_name(
     Attribute("pointsman.strategy.name", "string", "Strategy; absent where LiteLLM's own choice held."),
     Attribute("pointsman.strategy.version", "string", "Version of its bundle."),
     Attribute("pointsman.strategy.variant", "string", "`live`, `shadow` or `canary`."),
-    Attribute("pointsman.route.chosen_by", "string", "Who chose it: `header`, `key`, `team`, `group`, `default`, `rule`."),
+    Attribute(
+        "pointsman.route.chosen_by", "string", "Who chose it: `header`, `key`, `team`, `group`, `default`, `rule`, `session`."
+    ),
     Attribute("pointsman.route.candidates", "string[]", "Deployment ids that have a score, best score first."),
     Attribute("pointsman.route.scores", "double[]", "Their scores, in the same order."),
     Attribute("pointsman.route.scale", "string", "What scores mean: `quality` or `rank`."),

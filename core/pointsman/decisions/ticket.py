@@ -62,6 +62,7 @@ class Ticket:
         held: log lines of errors that wait for that status, which `settle` gives them; at most `MAX_HELD`.
         refusal: class or kind of the caller's mistake, for the one line that tells of it.
         spans: open spans of attempts (`callbacks.spans`), by their decision's id.
+        session: the session of a request whose deployment LiteLLM chooses (`custom_router.affinity.Waiting`), or None.
         caller: who asks, as LiteLLM's hooks before a call are given it (`UserAPIKeyAuth`), or None.
     """
 
@@ -96,6 +97,7 @@ class Ticket:
     refusal: str | None = None
     spans: dict[str, OpenSpan] = field(default_factory=dict)
     caller: object | None = None
+    session: object | None = None
 
     def settle(self, status: int) -> None:
         """Tell what waits for the answer's status."""

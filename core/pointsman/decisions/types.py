@@ -64,7 +64,8 @@ class Decision:
         prompt: text, only with `privacy.capture_prompts`.
         created_at: Unix time in seconds.
         propensity: probability with which the first of `order` was to be first; None when no strategy decided.
-        chosen_by: who chose the strategy: `header`, `key`, `team`, `group`, `default`, or `rule` for embeddings.
+        chosen_by: who chose the strategy: `header`, `key`, `team`, `group`, `default`; `rule` for embeddings, or `session`
+            where it stays on its deployment (strategy and policy are `sticky` then).
         scale: what the scores mean, `quality` or `rank`; None without scores.
         detail: JSON values: what the policy reckoned with, the steps of a cascade; or None.
         encoded: when the text was encoded, or None where it was not here.

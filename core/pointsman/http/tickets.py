@@ -31,11 +31,12 @@ logger = logging.getLogger("pointsman.http")
 
 HEADERS: dict[str, str] = {
     "x-pointsman-decision-id": "Id of the routing decision; the key to decision records and feedback.",
-    "x-pointsman-strategy": "Strategy that decided, or `litellm` when LiteLLM's own choice held.",
+    "x-pointsman-strategy": "Strategy that decided; `litellm` when LiteLLM's own choice held, `sticky` when the session did.",
     "x-pointsman-version": "Version of the strategy's bundle.",
     "x-pointsman-model": "`litellm_params.model` of the deployment that answers (of the pick, where nobody answered).",
     "x-pointsman-policy": "How scores became a choice: `argmax`, `cost`, `target`; after a colon why what is configured could "
-    "not be applied (`argmax:rank`, `:no_prices`, `:no_calibration`, `:no_pair`); `+explore` where chance decided.",
+    "not be applied (`argmax:rank`, `:no_prices`, `:no_calibration`, `:no_pair`); `+explore` where chance decided; "
+    "`sticky`: the session stays where it is.",
     "x-pointsman-fallback": "Why a configured strategy did not decide: `no_bundle`, `no_text`, `not_text` (an endpoint without "
     "text to score), `no_candidate`, `only_candidate`, `deadline`, `error`, `rule_unavailable` (a rule for embeddings names a "
     "deployment that is away), `continued` (`previous_response_id` names a response that this deployment keeps), or a "
@@ -46,10 +47,12 @@ HEADERS: dict[str, str] = {
 }
 REQUEST_HEADERS: dict[str, str] = {
     "x-pointsman-strategy": "Strategy for this request, or `litellm` for LiteLLM's own choice.",
+    "x-pointsman-session": "Id of the session that this request is of (`pointsman.resilience.sticky`); any key may.",
     "x-pointsman-cost-weight": "Cost weight for this request, 0 to 1000, in place of the policy's weight or target.",
 }
 """What a request may ask for, where its key may."""
 LITELLM = "litellm"
+_READ = frozenset({*REQUEST_HEADERS, "mcp-session-id"})
 
 
 def _value(text: str) -> bytes:
@@ -76,9 +79,9 @@ def _headers(ticket: Ticket, served_by: str | None) -> list[tuple[bytes, bytes]]
 
 
 def _asked(scope: Scope) -> dict[str, str]:
-    """Our headers of the request; of one that comes twice the last."""
+    """The headers that we read; of one that comes twice the last."""
     found = ((name.decode("latin-1").lower(), value.decode("latin-1").strip()) for name, value in scope["headers"])
-    return {name: value for name, value in found if name in REQUEST_HEADERS}
+    return {name: value for name, value in found if name in _READ}
 
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")

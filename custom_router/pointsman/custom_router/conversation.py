@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pointsman.custom_router.text import content_text
 
-__all__ = ["Conversations", "Turn", "conversation_id"]
+__all__ = ["Conversations", "Turn", "conversation_id", "digest_of"]
 
 PREFIX_CHARS = 4096
 
@@ -38,7 +38,6 @@ def conversation_id(whose: Sequence[str | None], session: str | None, messages: 
         session: the client's id of it.
         messages: as the client sent them.
     """
-    digest = hashlib.blake2b(digest_size=16)
     if session:
         parts = ["session", session[:PREFIX_CHARS]]
     else:
@@ -47,7 +46,19 @@ def conversation_id(whose: Sequence[str | None], session: str | None, messages: 
             return None
         opening = [m for m in messages[: first + 1] if isinstance(m, Mapping)]
         parts = [f"{m.get('role')}\0{content_text(m.get('content'), PREFIX_CHARS)}" for m in opening]
-    for part in (*whose, *parts):
+    return digest_of((*whose, *parts))
+
+
+def digest_of(parts: Iterable[str | None], key: bytes = b"", size: int = 16) -> bytes:
+    """A digest of so many parts, each with its length before it, so that none can pretend to be two.
+
+    Args:
+        parts: None counts as empty.
+        key: at most 64 bytes; who does not know it can neither make nor guess the digest.
+        size: bytes.
+    """
+    digest = hashlib.blake2b(digest_size=size, key=key)
+    for part in parts:
         raw = (part or "").encode("utf-8", "replace")
         digest.update(len(raw).to_bytes(8) + raw)
     return digest.digest()

@@ -8,14 +8,16 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from pointsman.custom_router.affinity import STICKY, Affinity, Waiting
 from pointsman.custom_router.conversation import Conversations, Turn, conversation_id
 from pointsman.custom_router.cost import AnswerLengths, Expected, expected_costs, switching_costs
 from pointsman.custom_router.filters import CONTINUED, apply_filters
-from pointsman.custom_router.override import LITELLM, choose
+from pointsman.custom_router.override import LITELLM, Choice, choose
 from pointsman.custom_router.pick import match
+from pointsman.custom_router.pins import KEPT, RETURNED, Pin
 from pointsman.custom_router.policy import Chance, Costs, Ranking, explore, rank_by_cost, rank_by_target
 from pointsman.custom_router.request import Candidate, RoutingRequest
 from pointsman.custom_router.rules import by_rule
@@ -36,6 +38,8 @@ logger = logging.getLogger("pointsman.decide")
 THREADS = 2
 RULE = "rule"
 """The strategy's name in a decision by a rule for embeddings."""
+SESSION = "session"
+"""Who chose, where a session's pin decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class Decider:
         capture_prompts: keep the text in the decision.
         configured: each strategy's own settings; of them its policy and the text that it reads.
         chance: where exploration takes its numbers from.
+        affinity: where sessions are; None: none stick.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Decider:
         capture_prompts: bool,
         configured: Mapping[str, StrategySettings] = MappingProxyType({}),
         chance: Chance | None = None,
+        affinity: Affinity | None = None,
     ) -> None:
         self._settings = settings
         self._strategies = strategies
@@ -85,6 +91,7 @@ class Decider:
         self._capture_prompts = capture_prompts
         self._configured = configured
         self._chance = chance or random.Random()  # noqa: S311 - exploration, no secret; seeded by the system in each worker
+        self._affinity = affinity
         self._lengths = AnswerLengths()
         self._conversations = Conversations()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pointsman-score")
@@ -98,10 +105,12 @@ class Decider:
         return name in self._configured or self._strategies.get(name) is not None
 
     def answered(self, ticket: Ticket | None, deployment_id: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """Remember how long answers of a deployment are, and who served the conversation."""
+        """Remember how long answers of a deployment are, who served the conversation, and where the session is."""
         self._lengths.saw(deployment_id, completion_tokens, self._settings.policy.completion_tokens)
         if ticket is not None:
             self._conversations.served(ticket.conversation, Turn(deployment_id, prompt_tokens + completion_tokens))
+            if self._affinity is not None and isinstance(ticket.session, Waiting):
+                self._affinity.answered(ticket.session, deployment_id)
 
     async def decide(self, request: RoutingRequest, ticket: Ticket) -> Decision:
         """The decision for one attempt. An empty `order` means: LiteLLM's own choice among what the filters left."""
@@ -110,12 +119,17 @@ class Decider:
         choice = choose(request.wish, request.group, self._settings, self.knows)
         name, opinion = choice.name, _Opinion()
         ruled = self._ruled(request, remaining)
+        stay = self._session(request, choice, remaining, ticket)
+        ticket.session = None
+        kept: Ranking | None = None
         # One left is an order, too; several without scores are LiteLLM's to choose from.
         ranking = Ranking((remaining[0].deployment_id,) if len(remaining) == 1 else (), LITELLM)
         if ruled is not None:
             name, opinion, ranking = ruled
         elif name is not None and any(one.reason == CONTINUED for one in dropped):
             opinion = _Opinion(fallback=CONTINUED)
+        elif stay is not None and (kept := self._kept(stay, request, ticket)) is not None:
+            ranking = kept
         elif name is not None and len(request.candidates) > 1:
             opinion = await self._consult(name, request, remaining)
             if opinion.scores:
@@ -123,7 +137,12 @@ class Decider:
                 ranking = self._rank(name, request, remaining, opinion, ticket, explores=first)
         elif name is not None and ticket.failed:
             opinion = _Opinion(fallback="only_candidate")  # the others have failed and LiteLLM lets them rest
-        decided = bool(opinion.scores) or (ruled is not None and bool(ranking.order))
+        if stay is not None and kept is None:
+            ranking, kept = self._claim(stay, ranking, ticket)
+        if kept is not None:
+            others = (one.deployment_id for one in remaining if one.deployment_id != ranking.order[0])
+            name, opinion = STICKY, _Opinion(dropped=tuple(Dropped(one, STICKY) for one in others), text=opinion.text)
+        decided = bool(opinion.scores) or kept is not None or (ruled is not None and bool(ranking.order))
         best = ranking.order[0] if ranking.order else None
         return Decision(
             decision_id=new_decision_id(),
@@ -143,8 +162,8 @@ class Decider:
             team_id=request.team_id,
             user_id=request.user_id,
             prompt=(opinion.text or request.text) if self._capture_prompts else None,
-            propensity=ranking.propensity if decided else None,
-            chosen_by=RULE if ruled is not None else choice.by,
+            propensity=ranking.propensity if decided and kept is None else None,
+            chosen_by=SESSION if kept is not None else RULE if ruled is not None else choice.by,
             scale=opinion.scale if opinion.scores else None,
             detail={**ranking.detail, **({"ignored_strategies": list(choice.ignored)} if choice.ignored else {})} or None,
             encoded=_encoded(opinion, started),
@@ -162,6 +181,58 @@ class Decider:
         if not ids:
             return RULE, _Opinion(fallback="rule_unavailable"), Ranking((), LITELLM)
         return RULE, _Opinion(), Ranking(ids, RULE, detail={"rule": deployment})
+
+    def _session(
+        self, request: RoutingRequest, choice: Choice, remaining: Sequence[Candidate], ticket: Ticket
+    ) -> Waiting | None:
+        """The request's session and where it may stay; None where it has none that sticks.
+
+        A strategy that the request's own header asks for is asked, and moves no session. Groups without a strategy are left to
+        LiteLLM's own affinity.
+        """
+        if self._affinity is None or choice.name is None or choice.by == "header" or request.endpoint != "text":
+            return None
+        tenant = (request.key_hash, request.team_id, request.user_id)
+        session = self._affinity.key(tenant, request.group, request.sessions)
+        if session is None:
+            return None
+        ticket.conversation = _conversation(request)  # how much of it its provider has in its cache
+        there = frozenset(one.deployment_id for one in remaining) - ticket.failed
+        return Waiting(session, self._affinity.find(session), there, choice.name)
+
+    def _kept(self, stay: Waiting, request: RoutingRequest, ticket: Ticket) -> Ranking | None:
+        """The session's deployment alone, if it is there; or the one that it goes back to."""
+        assert self._affinity is not None  # noqa: S101 - narrows the type; there is a session
+        if stay.seen is None or stay.seen.deployment_id not in stay.there:
+            return None
+        here = stay.seen.deployment_id
+
+        def costs() -> Costs:
+            expected, prompt = self._expected(request, self._policy(stay.strategy))
+            # Turns that other workers served are not known here: then all of it counts as cached.
+            last = self._conversations.last(ticket.conversation)
+            cached = min(last.tokens, prompt) if last is not None and last.deployment_id == here else prompt
+            priced = {one.deployment_id: expected[one.deployment_id] for one in request.candidates if one.prices is not None}
+            return Costs(priced, switching_costs(request.candidates, here, cached))
+
+        home = self._affinity.back(stay.session, stay.there, costs)
+        if home is not None:
+            return _stuck(home, RETURNED)
+        pin, what = self._affinity.claim(stay.session, here, stay.there)
+        return _stuck(pin, what)
+
+    def _claim(self, stay: Waiting, ranking: Ranking, ticket: Ticket) -> tuple[Ranking, Ranking | None]:
+        """The session goes where the ranking says, unless another request of it has settled that meanwhile (second value)."""
+        assert self._affinity is not None  # noqa: S101 - narrows the type; there is a session
+        if not ranking.order:
+            ticket.session = stay
+            return ranking, None
+        pin, what = self._affinity.claim(stay.session, ranking.order[0], stay.there)
+        if pin.deployment_id != ranking.order[0]:
+            stuck = _stuck(pin, what)
+            return stuck, stuck
+        told = {"session": what, **({"left": pin.left} if what != KEPT and pin.left is not None else {})}
+        return replace(ranking, detail={**ranking.detail, **told}), None
 
     async def _consult(self, name: str, request: RoutingRequest, remaining: Sequence[Candidate]) -> _Opinion:
         if request.endpoint != "text":
@@ -206,8 +277,7 @@ class Decider:
         *,
         explores: bool,
     ) -> Ranking:
-        own = self._configured.get(name)
-        policy = own.policy if own is not None and own.policy is not None else self._settings.policy
+        policy = self._policy(name)
         asked = request.wish.cost_weight
         weight = policy.cost_weight if asked is None else asked
         if policy.target is not None and asked is None:
@@ -219,18 +289,24 @@ class Decider:
 
     def _costs(self, request: RoutingRequest, policy: PolicySettings, ticket: Ticket) -> Costs:
         """Of all candidates, those that failed too: the dearest is the measure, and must not change with a retry."""
-        prompt = estimate_tokens(request.messages) + estimate_tokens(request.system)
-        answers = self._lengths.expect(request.candidates, policy.completion_tokens, request.max_tokens)
-        expected = expected_costs(request.candidates, Expected(prompt, answers))
+        expected, prompt = self._expected(request, policy)
         if not policy.switching:
             return Costs(expected)
-        ticket.conversation = conversation_id(
-            (request.group, request.key_hash, request.team_id, request.user_id), request.session, request.messages
-        )
+        ticket.conversation = _conversation(request)
         last = self._conversations.last(ticket.conversation)
         if last is None:
             return Costs(expected)
         return Costs(expected, switching_costs(request.candidates, last.deployment_id, min(last.tokens, prompt)))
+
+    def _expected(self, request: RoutingRequest, policy: PolicySettings) -> tuple[dict[str, float], int]:
+        """What the request costs on each candidate, in US dollars, and its own tokens."""
+        prompt = estimate_tokens(request.messages) + estimate_tokens(request.system)
+        answers = self._lengths.expect(request.candidates, policy.completion_tokens, request.max_tokens)
+        return expected_costs(request.candidates, Expected(prompt, answers)), prompt
+
+    def _policy(self, name: str) -> PolicySettings:
+        own = self._configured.get(name)
+        return own.policy if own is not None and own.policy is not None else self._settings.policy
 
     async def _score(
         self, served: Bundle | AsyncScorer, query: Query, name: str
@@ -250,6 +326,15 @@ class Decider:
         except Exception:  # law 3: a broken strategy must not fail the request
             logger.exception("strategy %s failed", name)
             return {}, "error", None
+
+
+def _conversation(request: RoutingRequest) -> bytes | None:
+    whose = (request.group, request.key_hash, request.team_id, request.user_id)
+    return conversation_id(whose, request.session, request.messages)
+
+
+def _stuck(pin: Pin, what: str) -> Ranking:
+    return Ranking((pin.deployment_id,), STICKY, detail={"session": what})
 
 
 def _encoded(opinion: _Opinion, started: int) -> Encoded | None:

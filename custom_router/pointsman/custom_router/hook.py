@@ -20,6 +20,7 @@ from litellm.proxy._types import LitellmUserRoles
 from opentelemetry import trace
 
 from pointsman.callbacks.spans import RequestSpans
+from pointsman.custom_router.affinity import Affinity, session_secret
 from pointsman.custom_router.cascades.calls import inner_target, narrow
 from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
 from pointsman.custom_router.cost import always_strong
@@ -36,6 +37,7 @@ from pointsman.custom_router.kwargs import (
     metadata_of,
     number_of,
     session_of,
+    sessions_of,
 )
 from pointsman.custom_router.override import Wish, read_wish
 from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
@@ -43,6 +45,7 @@ from pointsman.custom_router.text import gemini_turns, text_of
 from pointsman.decisions import Attempt, Decision, Outcome
 from pointsman.decisions.ticket import Ticket, current_ticket
 from pointsman.errors import PointsmanError
+from pointsman.settings import environment
 
 if TYPE_CHECKING:
     from pointsman.runtime import Runtime
@@ -82,6 +85,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
     def __init__(self) -> None:
         super().__init__()
         self._decider: Decider | None = None
+        self.affinity: Affinity | None = None
         self._cascades: Cascades | None = None
         self._sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = ()
         self._spans: RequestSpans | None = None
@@ -89,12 +93,14 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
 
     def bind(self, runtime: Runtime) -> None:
         """Give it the worker's strategies and store; once, before the worker serves."""
+        self.affinity = Affinity(runtime.settings.resilience.sticky, session_secret(environment()))
         self._decider = Decider(
             runtime.settings.routing,
             runtime.strategies,
             runtime.aliases,
             capture_prompts=runtime.settings.privacy.capture_prompts,
             configured=runtime.settings.strategies,
+            affinity=self.affinity,
         )
         self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
         self._sinks, self._spans = runtime.sinks, runtime.spans
@@ -188,6 +194,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         turns: Sequence[Mapping[str, Any]] = ()
         if endpoint == "text":
             turns = resolve_structured_messages(messages, kwargs) or gemini_turns(kwargs.get("contents"))
+        sessions = sessions_of(kwargs, ticket.asked)
         key_user, asker = metadata.get("user_api_key_user_id"), kwargs.get("user")
         request = RoutingRequest(
             group=group,
@@ -208,7 +215,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             system=kwargs.get("system") or kwargs.get("instructions"),
             given=ticket.given,  # the router keeps it from its callbacks
             asker=asker if isinstance(asker, str) and asker else key_user,
-            session=session_of(kwargs, metadata),
+            session=session_of(sessions),
+            sessions=sessions,
             max_tokens=limit_of(kwargs),
             continues=continued_from(kwargs),
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pointsman.custom_router.request import Endpoint
+from pointsman.custom_router.request import Endpoint, Session
+from pointsman.resilience_settings import SessionSource
 
 __all__ = [
     "DECISION_KEY",
     "EMBEDDING_CALLS",
+    "GENERATED_KEY",
+    "SESSION_HEADER",
     "TELLS_USAGE",
     "TEXT_CALLS",
     "endpoint_of",
@@ -17,10 +20,18 @@ __all__ = [
     "metadata_of",
     "number_of",
     "session_of",
+    "sessions_of",
 ]
 
 DECISION_KEY = "pointsman_decision_id"
 """Where the decision's id travels in LiteLLM's request metadata, so that log events (other tasks) find it."""
+
+SESSION_HEADER = "x-pointsman-session"
+MCP_SESSION_HEADER = "mcp-session-id"
+A2A_CONTEXT = ("contextId", "context_id")
+"""Names of A2A's context in a request's metadata."""
+GENERATED_KEY = "litellm_session_id_generated"
+"""In LiteLLM's metadata: the session's id is of its own making (`general_settings.missing_session_id: generate`)."""
 
 TEXT_CALLS = frozenset(
     prefix + name
@@ -72,7 +83,32 @@ def limit_of(kwargs: Mapping[str, Any]) -> int | None:
     return None
 
 
-def session_of(kwargs: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | None:
-    """The client's id of the conversation, as LiteLLM knows it (its headers, `litellm_session_id`, metadata)."""
-    found = kwargs.get("litellm_session_id") or metadata.get("session_id")
-    return found if isinstance(found, str) and found else None
+def sessions_of(kwargs: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[Session, ...]:
+    """Everything by which a client may tell its sessions, the plainest word first.
+
+    What LiteLLM knows (its headers, those of well-known clients, `metadata.session_id`, Anthropic's `metadata.user_id`,
+    baggage) it has put into the arguments before. An id that it made up, of each request another, is none.
+
+    Args:
+        kwargs: of the call.
+        headers: of the request, names in lower case.
+    """
+    places = [place for name in ("litellm_metadata", "metadata") if isinstance(place := kwargs.get(name), Mapping)]
+    generated = any(place.get(GENERATED_KEY) for place in places)
+    conversation = kwargs.get("conversation")
+    if isinstance(conversation, Mapping):
+        conversation = conversation.get("id")
+    found: list[tuple[SessionSource, object]] = [("header", headers.get(SESSION_HEADER))]
+    if not generated:
+        found.append(("litellm", kwargs.get("litellm_session_id")))
+        found += [("litellm", place.get("session_id")) for place in places]
+    found.append(("conversation", conversation))
+    found.append(("context", headers.get(MCP_SESSION_HEADER)))
+    found += [("context", place.get(name)) for place in places for name in A2A_CONTEXT]
+    found.append(("user", kwargs.get("user")))
+    return tuple(Session(source, value) for source, value in found if isinstance(value, str) and value)
+
+
+def session_of(sessions: Sequence[Session]) -> str | None:
+    """The id of the conversation; a `user` has many of them."""
+    return next((session.value for session in sessions if session.source != "user"), None)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pointsman.custom_router.override import Wish
 from pointsman.custom_router.text import text_of
 from pointsman.custom_router.upstream import upstream_of
+from pointsman.resilience_settings import SessionSource
 from pointsman.strategies.matching import names_of
 
-__all__ = ["Candidate", "Endpoint", "Prices", "RoutingRequest", "candidate_of", "text_of"]
+__all__ = ["Candidate", "Endpoint", "Prices", "RoutingRequest", "Session", "candidate_of", "text_of"]
 
 Endpoint: TypeAlias = Literal["text", "embedding", "other"]
 """What is asked for: an answer in words, vectors, or something that no strategy scores (pictures, audio, ranks, ...)."""
@@ -24,6 +25,13 @@ class Prices:
     input: float
     output: float
     cached: float | None = None
+
+
+class Session(NamedTuple):
+    """A session's id, as the client sent it, and where it was found."""
+
+    source: SessionSource
+    value: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,7 @@ class RoutingRequest:
         given: what is to be embedded.
         asker: whom personal strategies know: the request's `user`, else the key's.
         session: the client's id of the conversation.
+        sessions: everything by which it may be told which session this is of.
         max_tokens: the answer's limit, as the client set it.
         continues: id of the deployment that keeps the response which this request goes on from.
     """
@@ -88,6 +97,7 @@ class RoutingRequest:
     given: object = None
     asker: str | None = None
     session: str | None = None
+    sessions: tuple[Session, ...] = ()
     max_tokens: int | None = None
     continues: str | None = None
 
