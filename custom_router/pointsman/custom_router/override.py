@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 from pointsman.errors import AccessError, RequestError
 from pointsman.settings import RoutingSettings
 
-__all__ = ["COST_WEIGHT_HEADER", "LITELLM", "STRATEGY_HEADER", "By", "Choice", "Wish", "choose", "read_wish"]
+__all__ = ["COST_WEIGHT_HEADER", "LITELLM", "STRATEGY_HEADER", "By", "Choice", "Wish", "allowed", "choose", "read_wish"]
 
 STRATEGY_HEADER = "x-pointsman-strategy"
 COST_WEIGHT_HEADER = "x-pointsman-cost-weight"
@@ -77,7 +77,7 @@ def read_wish(
     """
     key, team = key if isinstance(key, Mapping) else {}, team if isinstance(team, Mapping) else {}
     for header, word in _WORDS.items():
-        if header in headers and not admin and not _allowed(key, team, word):
+        if header in headers and not admin and not allowed(key, team, word):
             raise AccessError(
                 f"this key may not choose its {word.replace('_', ' ')}",
                 code="E4110",
@@ -98,8 +98,8 @@ def read_wish(
     return Wish(tuple(strategies), _weight(headers.get(COST_WEIGHT_HEADER)))
 
 
-def _allowed(key: Mapping[str, Any], team: Mapping[str, Any], word: str) -> bool:
-    """The key's own metadata decide where they say anything; else the team's."""
+def allowed(key: Mapping[str, Any], team: Mapping[str, Any], word: str) -> bool:
+    """Whether the key may choose that by header. Its own metadata decide where they say anything; else the team's."""
     given = key[_ALLOW] if _ALLOW in key else team.get(_ALLOW)
     return given is True or (isinstance(given, list) and word in given)
 
