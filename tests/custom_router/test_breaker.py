@@ -163,11 +163,11 @@ def test_what_began_before_it_opened_counts_for_nothing() -> None:
 
 
 def test_an_administrators_word_holds_until_it_expires() -> None:
-    held = Breaker(RULES).hold(open=True, reason="maintenance", now=0.0, until=60.0)
+    held = Breaker(RULES).hold(open=True, reason="maintenance", now=0.0, seconds=60.0)
     for verdict in ("good", "bad", "limited"):
         assert held.record(verdict, 59.0, 0.0) == held  # type: ignore[arg-type]
     assert isinstance(held.at(60.0).state, HalfOpen)
-    kept = opened().hold(open=False, reason="known", now=1.0, until=10.0)
+    kept = opened().hold(open=False, reason="known", now=1.0, seconds=9.0)
     for _ in range(10):
         kept = kept.record("bad", 2.0, 0.0)
     assert isinstance(kept.state, Held)
@@ -288,6 +288,7 @@ def test_clocks_of_others_do_not_matter_on_the_wire(fact: Fact, here: float, the
         {"upstream": 3},
         {"reason": "r" * 2000},
         {"cause": "weather"},
+        {"seconds": "2"},
     ],
 )
 def test_what_is_no_fact_is_refused(change: dict[str, Any]) -> None:
@@ -406,7 +407,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(held=st.booleans(), seconds=st.sampled_from([5.0, math.inf]))
     def an_administrator_holds_it(self, held: bool, seconds: float) -> None:
-        self.step(self.breaker.hold(open=held, reason="r", now=self.now, until=self.now + seconds))
+        self.step(self.breaker.hold(open=held, reason="r", now=self.now, seconds=seconds))
 
     @rule()
     def an_administrator_lets_go(self) -> None:

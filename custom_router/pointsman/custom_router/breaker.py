@@ -178,6 +178,8 @@ class Held:
     reason: str
     since: float
     until: float = math.inf
+    seconds: float = math.inf
+    """For how long it was said; of two words said at once, the same one holds everywhere."""
 
     def at(self, now: float) -> State:
         """When the hold expires: what was held open shows first that it works."""
@@ -239,9 +241,10 @@ class Breaker:
         """Without that probe."""
         return self._with(self.state.release(token)) if isinstance(self.state, HalfOpen) else self
 
-    def hold(self, *, open: bool, reason: str, now: float, until: float = math.inf) -> Breaker:  # noqa: A002 - what it is called
-        """Held by hand, until that monotonic second."""
-        return replace(self, state=Held(open, reason, now, until), generation=self.generation + 1, orders=self.orders + 1)
+    def hold(self, *, open: bool, reason: str, now: float, seconds: float = math.inf) -> Breaker:  # noqa: A002 - what it is called
+        """Held by hand, for so many seconds."""
+        held = Held(open, reason, now, now + seconds, seconds)
+        return replace(self, state=held, generation=self.generation + 1, orders=self.orders + 1)
 
     def free(self, now: float) -> Breaker:
         """No longer held, and closed."""
@@ -253,7 +256,9 @@ class Breaker:
         known = (self.generation, self.orders)
         if isinstance(state, Held):
             held: FactState = "held_open" if state.open else "held_closed"
-            return Fact(upstream, held, state.since, state.until, *known, cause="manual", reason=state.reason)
+            return Fact(
+                upstream, held, state.since, state.until, *known, cause="manual", reason=state.reason, seconds=state.seconds
+            )
         if isinstance(state, Open):
             return Fact(upstream, "open", state.since, state.until, *known, state.rests, state.cause)
         return Fact(upstream, "closed", state.since, state.since, *known, state.rests)
@@ -274,7 +279,7 @@ class Breaker:
         since = min(fact.since, now)
         state: State
         if fact.state in ("held_open", "held_closed"):
-            state = Held(fact.state == "held_open", fact.reason, since, fact.until)
+            state = Held(fact.state == "held_open", fact.reason, since, fact.until, fact.seconds)
         elif fact.state == "open":
             state = Open(since, min(fact.until, now + self.rules.max_recovery), fact.rests, fact.cause or "failures")
         else:

@@ -2,7 +2,9 @@
 
 Facts form a semilattice: `merge` is commutative, associative and idempotent, so it does not matter in which order, how often
 and over whom they come; supervisor and Redis need no more than it. Each worker decides for itself what it makes of one
-(`Breaker.adopt`). Clocks of two machines are not comparable, and wall clocks jump; on the wire stand seconds from now.
+(`Breaker.adopt`). Clocks of two machines are not comparable, and wall clocks jump; on the wire stand seconds from now. Who
+keeps facts for others keeps them as `Fact`, by its own clock, and sends them on by `to_wire`: then the ways' delay is all that
+is added to them.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class Fact:
         generation, orders, rests: see `Breaker` and its states.
         cause: why it is open.
         reason: the administrator's.
+        seconds: for how long the administrator said; 0 for other facts.
     """
 
     upstream: str
@@ -45,11 +48,12 @@ class Fact:
     rests: int = 0
     cause: Cause | None = None
     reason: str = ""
+    seconds: float = 0.0
 
     @property
-    def order(self) -> tuple[int, int, int]:
-        """The higher is the newer; of two that are equally new, the more careful one."""
-        return self.orders, self.generation, RANK[self.state]
+    def order(self) -> tuple[int, int, int, float, str]:
+        """The higher is the newer; of two that are equally new, the more careful one. Nothing that the way would change."""
+        return self.orders, self.generation, RANK[self.state], self.seconds, self.reason
 
     def to_wire(self, now: float) -> dict[str, Any]:
         """As JSON; `age` and `left` are seconds from now, None: for ever."""
@@ -64,6 +68,7 @@ class Fact:
             "rests": self.rests,
             "cause": self.cause,
             "reason": self.reason,
+            "seconds": self.seconds if self.seconds < math.inf else None,
         }
 
     @staticmethod
@@ -75,7 +80,7 @@ class Fact:
         """
         state, cause = said.get("state"), said.get("cause")
         counts = [said.get(key, 0) for key in ("generation", "orders", "rests")]
-        times = [said.get(key) for key in ("age", "left")]
+        times = [said.get("age"), said.get("left"), said.get("seconds", 0)]
         texts = [said.get("upstream"), said.get("reason") or ""]
         if (
             state not in RANK
@@ -86,10 +91,11 @@ class Fact:
             or not texts[0]
         ):
             raise ValueError("not a breaker's fact")
-        age, left = times
+        age, left, length = times
         since = -math.inf if age is None else now - max(0.0, float(age))
         until = now + float(left) if left is not None else math.inf if state != "closed" else since
-        return Fact(str(texts[0]), state, since, until, *counts, cause=cause, reason=str(texts[1]))
+        seconds = math.inf if length is None else float(length)
+        return Fact(str(texts[0]), state, since, until, *counts, cause=cause, reason=str(texts[1]), seconds=seconds)
 
 
 def merge(one: Fact, other: Fact) -> Fact:
@@ -98,4 +104,4 @@ def merge(one: Fact, other: Fact) -> Fact:
 
 
 def _total(fact: Fact) -> tuple[Any, ...]:
-    return (*fact.order, fact.until, fact.since, fact.rests, fact.cause or "", fact.reason)
+    return (*fact.order, fact.until, fact.since, fact.rests, fact.cause or "")
