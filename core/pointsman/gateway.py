@@ -25,7 +25,13 @@ def _admin(runtime: Runtime) -> APIRouter:
     return admin_router(runtime)
 
 
-ROUTERS: Sequence[Callable[[Runtime], APIRouter]] = (_admin,)
+def _queue(runtime: Runtime) -> APIRouter:
+    from pointsman.http.queue import queue_router
+
+    return queue_router(runtime)
+
+
+ROUTERS: Sequence[Callable[[Runtime], APIRouter]] = (_admin, _queue)
 """Makers of routers, included in this order."""
 
 MIDDLEWARE: Sequence[Callable[[ASGIApp], ASGIApp]] = (Tickets,)

@@ -21,6 +21,7 @@ from pointsman.callbacks.metrics import Metrics
 from pointsman.callbacks.spans import RequestSpans
 from pointsman.callbacks.spend import rows_waiting, spend_waiting
 from pointsman.custom_router.embed import embed
+from pointsman.custom_router.turns import Turns
 from pointsman.decisions.store import DecisionStore
 from pointsman.decisions.types import Attempt, Decision, Outcome
 from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
@@ -69,6 +70,7 @@ class Runtime:
         self.decisions = DecisionStore(database_url, settings.decisions)
         self.metrics = Metrics(settings.strategies)
         self.exports = ExportWatch(self.metrics.exported)
+        self.turns = Turns(settings.resilience.queue, self.metrics)
         self.spans = RequestSpans(propagate=settings.telemetry.traces.propagate)
         self.sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = (
             logs.record,
@@ -164,6 +166,8 @@ class Runtime:
             self.metrics.told(message)
             self.metrics.sample(self.decisions.pending, self.decisions.written, self.decisions.dropped, self._serving())
             self.metrics.spend(*spend_waiting(rows_waiting(), datetime.now(UTC)))
+            if self.settings.resilience.queue.enabled:
+                self.metrics.queues(self.turns.status()["queues"])
             self.exports.collect()
             for destination, lost in self.logs.lost().items():
                 self.metrics.exported("logs", destination, "dropped", lost)
@@ -218,6 +222,10 @@ class Runtime:
         state = await self.call("logs", level=level, library_level=library_level)
         state["dropped"][self.logs.process] = self.logs.dropped
         return state
+
+    def queue(self) -> dict[str, Any]:
+        """State of this worker's queues; each worker has its own."""
+        return {"worker": self.worker, **self.turns.status()}
 
     async def close(self) -> None:
         """Write what is still to be written and close the line."""

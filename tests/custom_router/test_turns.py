@@ -18,20 +18,27 @@ HIGH, NORMAL, LOW = Priority
 
 
 class Seen:
-    """Remembers what it is told."""
+    """Remembers what it is told, and looks at the queues then."""
 
     def __init__(self) -> None:
         self.left: list[tuple[str, str, str]] = []
         self.most = 0
-        self.now: dict[str, tuple[int, int, tuple[int, ...]]] = {}
+        self.turns: Turns | None = None
+
+    def watch(self, settings: QueueSettings) -> Turns:
+        self.turns = Turns(settings, self)
+        return self.turns
 
     def queue_left(self, group: str, priority: str, result: str, seconds: float) -> None:
         assert seconds >= 0
+        assert self.turns is not None
         self.left.append((group, priority, result))
+        self.most = max(self.most, *(one["running"] for one in self.turns.status()["queues"]))
 
-    def queue_state(self, group: str, limit: int, running: int, waiting: tuple[int, ...]) -> None:
-        self.most = max(self.most, running)
-        self.now[group] = (limit, running, waiting)
+
+def running_and_waiting(turns: Turns, group: str | None = None) -> tuple[int, int]:
+    found = next(one for one in turns.status()["queues"] if one["group"] == group)
+    return found["running"], sum(of_class["waiting"] for of_class in found["classes"])
 
 
 def queue(limit: int = 1, **changes: Any) -> QueueSettings:
@@ -92,7 +99,7 @@ def test_no_place_is_lost_wherever_a_request_ends(after: int, how: str, released
 
     async def work() -> None:
         seen = Seen()
-        turns = Turns(queue(), seen)
+        turns = seen.watch(queue())
         holder, ending, next_one = (turns.turn("g", NORMAL) for _ in range(3))
         await holder.take()
         left, gone = leaver()
@@ -113,11 +120,11 @@ def test_no_place_is_lost_wherever_a_request_ends(after: int, how: str, released
             left.set()
         await asyncio.gather(task, return_exceptions=True)
         if task.cancelled() or task.exception() is not None:
-            assert sum(seen.now[""][2]) <= 1, "it still stands in the queue"
+            assert running_and_waiting(turns)[1] <= 1, "it still stands in the queue"
         ending.free()  # as the ASGI layer does, whatever became of it
         holder.free()
         await waits
-        assert seen.now[""][1:] == (1, (0, 0, 0))
+        assert running_and_waiting(turns) == (1, 0)
         next_one.free()
         assert idle(turns)
         assert seen.most == 1
@@ -141,7 +148,7 @@ def test_any_order_of_things_loses_no_place_and_leaves_nobody_waiting(
 ) -> None:
     async def work() -> None:
         seen = Seen()
-        turns = Turns(queue(limit, size=3), seen)
+        turns = seen.watch(queue(limit, size=3))
         clients: list[tuple[Turn, asyncio.Event, asyncio.Task[None]]] = []
         for what, which, priority in actions:
             if what == "join":
@@ -230,14 +237,14 @@ def test_a_drain_tells_those_who_wait_and_those_who_come() -> None:
 
 def test_a_group_of_its_own_is_not_held_up_by_others() -> None:
     async def work() -> None:
-        seen = Seen()
-        turns = Turns(queue(groups={"gpu": LimitSettings(limit=1)}), seen)
+        turns = Turns(queue(groups={"gpu": LimitSettings(limit=1)}))
         for group in ("gpu", "other"):
             await turns.turn(group, NORMAL).take()
         waits = asyncio.create_task(turns.turn("third", NORMAL).take())
         await settle()
         assert not waits.done()
-        assert seen.now == {"gpu": (1, 1, (0, 0, 0)), "": (1, 1, (0, 1, 0))}
+        assert running_and_waiting(turns, "gpu") == (1, 0)
+        assert running_and_waiting(turns) == (1, 1)
         waits.cancel()
         await asyncio.gather(waits, return_exceptions=True)
 

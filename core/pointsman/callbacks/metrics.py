@@ -35,12 +35,16 @@ RELOADS = ("polls", "swaps", "rejected", "failures", "rollbacks")
 DECISION_BUCKETS = (50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.5, 1.0, 5.0)
 SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 """A latency objective has to be one of them."""
-_BUCKETS = {"pointsman_routing_decision_seconds": DECISION_BUCKETS}
+WAIT_BUCKETS = (0.001, 0.01, *SECONDS_BUCKETS)
+_BUCKETS = {"pointsman_routing_decision_seconds": DECISION_BUCKETS, "pointsman_queue_wait_seconds": WAIT_BUCKETS}
 _MODES: dict[str, Literal["livemax", "livemin", "livemostrecent", "livesum"]] = {
     "pointsman_strategy_generation": "livemin",  # the worker that lags behind
     "pointsman_strategy_info": "livesum",
     "pointsman_decision_queue_records": "livesum",
     "pointsman_spend_queue_rows": "livesum",
+    "pointsman_queue_waiting_requests": "livesum",
+    "pointsman_queue_running_requests": "livesum",
+    "pointsman_queue_limit_requests": "livesum",
     "pointsman_spend_flush_lag_seconds": "livemax",
 }
 """How a gauge of several workers becomes one; what the supervisor says is the same in all: `livemostrecent`."""
@@ -132,6 +136,17 @@ class Metrics:
         self._safely(self._gauges["pointsman_spend_queue_rows"].set, rows)
         self._safely(self._gauges["pointsman_spend_flush_lag_seconds"].set, lag)
 
+    def queue_left(self, group: str, priority: str, result: str, seconds: float) -> None:
+        """Count one request that no longer waits (`pointsman.custom_router.turns`)."""
+        group = self._groups(group)
+        self._safely(partial(self._observe, value=seconds), "pointsman_queue_wait_seconds", group, priority)
+        self._safely(self._count, "pointsman_queue_requests_total", group, priority, result)
+
+    def queues(self, states: Iterable[Mapping[str, Any]]) -> None:
+        """Take the state of this worker's queues, as `custom_router.turns.Turns.status` tells it."""
+        for state in states:
+            self._safely(self._queue, state, self._groups(state["group"] or ""))
+
     def told(self, message: Mapping[str, Any]) -> None:
         """Take the state of the instance, as the supervisor tells it (`pointsman.process.feed`)."""
         self._safely(self._told, message)
@@ -222,6 +237,12 @@ class Metrics:
                 self._gauges["pointsman_strategy_info"].labels(*before).set(0)
             self._gauges["pointsman_strategy_info"].labels(*labels).set(1)
             self._serving[name] = labels
+
+    def _queue(self, state: Mapping[str, Any], group: str) -> None:
+        self._gauges["pointsman_queue_limit_requests"].labels(group).set(state["limit"])
+        self._gauges["pointsman_queue_running_requests"].labels(group).set(state["running"])
+        for of_class in state["classes"]:
+            self._gauges["pointsman_queue_waiting_requests"].labels(group, of_class["priority"]).set(of_class["waiting"])
 
     def _exported(self, signal: str, destination: str, result: str, count: int) -> None:
         self._count("pointsman_export_records_total", signal, self._destinations(destination), result, by=count)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from pointsman.decisions.types import Decision
 
-__all__ = ["CURRENT", "MAX_HELD", "Ticket", "current_ticket"]
+__all__ = ["CURRENT", "MAX_HELD", "Place", "Ticket", "current_ticket"]
 
 MAX_HELD = 16
 """Log lines that wait for one request's answer; what comes then is told at once."""
@@ -25,6 +25,16 @@ class OpenSpan(Protocol):
 
     def abandon(self) -> None:
         """End it: nobody will tell how that ended."""
+
+
+class Place(Protocol):
+    """A request's place in the queue (`custom_router.turns.Turn`)."""
+
+    def answered(self) -> None:
+        """Its answer begins well."""
+
+    def free(self) -> None:
+        """The request ended, however; further calls change nothing."""
 
 
 @dataclass(slots=True)
@@ -62,6 +72,8 @@ class Ticket:
         held: log lines of errors that wait for that status, which `settle` gives them; at most `MAX_HELD`.
         refusal: class or kind of the caller's mistake, for the one line that tells of it.
         spans: open spans of attempts (`callbacks.spans`), by their decision's id.
+        place: its place in the queue, given back when the request ends, or None.
+        retry_after: seconds after which to come again, for the answer's header, where the queue refused it.
         session: the session of a request whose deployment LiteLLM chooses (`custom_router.affinity.Waiting`), or None.
         caller: who asks, as LiteLLM's hooks before a call are given it (`UserAPIKeyAuth`), or None.
     """
@@ -98,6 +110,8 @@ class Ticket:
     spans: dict[str, OpenSpan] = field(default_factory=dict)
     caller: object | None = None
     session: object | None = None
+    place: Place | None = None
+    retry_after: int | None = None
 
     def settle(self, status: int) -> None:
         """Tell what waits for the answer's status."""

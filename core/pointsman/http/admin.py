@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pointsman.errors import AccessError, PointsmanError
 
-__all__ = ["Operations", "admin_router", "install_error_handler"]
+__all__ = ["Operations", "admin_only", "admin_router", "install_error_handler"]
 
 
 class Operations(Protocol):
@@ -40,7 +40,12 @@ class RollbackRequest(BaseModel):
     reason: str = Field("", max_length=500)
 
 
-async def _admin(auth: UserAPIKeyAuth = Depends(user_api_key_auth)) -> UserAPIKeyAuth:
+async def admin_only(auth: UserAPIKeyAuth = Depends(user_api_key_auth)) -> UserAPIKeyAuth:
+    """Who asks, where that is an administrator.
+
+    Raises:
+        AccessError: E4103, it is not.
+    """
     if auth.user_role != LitellmUserRoles.PROXY_ADMIN.value:
         raise AccessError("this endpoint wants an admin key", code="E4103", mend="use the master key or an admin's key")
     return auth
@@ -51,17 +56,17 @@ def admin_router(operations: Operations) -> APIRouter:
     router = APIRouter(tags=["pointsman"])
 
     @router.get("/hot-reload/status")
-    async def hot_reload_status(_: UserAPIKeyAuth = Depends(_admin)) -> Any:
+    async def hot_reload_status(_: UserAPIKeyAuth = Depends(admin_only)) -> Any:
         """State of every strategy and of the configuration: desired and per-worker generations, last check, last error."""
         return await operations.call("status")
 
     @router.get("/pointsman/strategies")
-    async def strategies(_: UserAPIKeyAuth = Depends(_admin)) -> Any:
+    async def strategies(_: UserAPIKeyAuth = Depends(admin_only)) -> Any:
         """Every configured strategy."""
         return {"strategies": (await operations.call("status"))["strategies"]}
 
     @router.post("/pointsman/strategies/{name}/reload")
-    async def reload(name: str, _: UserAPIKeyAuth = Depends(_admin)) -> Any:
+    async def reload(name: str, _: UserAPIKeyAuth = Depends(admin_only)) -> Any:
         """Check the source now and answer with the state after it."""
         return await operations.call("reload", name=name)
 
@@ -69,18 +74,18 @@ def admin_router(operations: Operations) -> APIRouter:
     async def rollback(
         name: str,
         body: RollbackRequest = Body(default_factory=RollbackRequest),
-        auth: UserAPIKeyAuth = Depends(_admin),
+        auth: UserAPIKeyAuth = Depends(admin_only),
     ) -> Any:
         """Return to the previous good bundle and block the present one for the whole fleet."""
         return await operations.call("rollback", name=name, actor=auth.user_id or "admin", reason=body.reason)
 
     @router.get("/pointsman/logs")
-    async def logs(_: UserAPIKeyAuth = Depends(_admin)) -> Any:
+    async def logs(_: UserAPIKeyAuth = Depends(admin_only)) -> Any:
         """The least levels that are logged, and how many records this worker and the supervisor lost."""
         return await operations.logging()
 
     @router.post("/pointsman/logs")
-    async def set_logs(body: LogLevels, _: UserAPIKeyAuth = Depends(_admin)) -> Any:
+    async def set_logs(body: LogLevels, _: UserAPIKeyAuth = Depends(admin_only)) -> Any:
         """Change the levels in every worker and in the supervisor, until the gateway ends."""
         return await operations.logging(level=body.level, library_level=body.library_level)
 

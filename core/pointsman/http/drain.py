@@ -127,16 +127,25 @@ class DrainingServer(uvicorn.Server):
         not_ready: seconds in which readiness says 503 while connections are still accepted.
         grace: seconds in which requests in flight may finish.
         on_started: called once when connections are accepted.
+        on_drain: called once when the drain begins, with the seconds until what is then in flight is cut.
     """
 
     def __init__(
-        self, config: uvicorn.Config, in_flight: InFlight, *, not_ready: float, grace: float, on_started: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        in_flight: InFlight,
+        *,
+        not_ready: float,
+        grace: float,
+        on_started: Callable[[], None],
+        on_drain: Callable[[float], None] = lambda _: None,
     ) -> None:
         super().__init__(config)
         self._in_flight = in_flight
         self._not_ready = not_ready
         self._grace = grace
         self._on_started = on_started
+        self._on_drain = on_drain
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -157,6 +166,7 @@ class DrainingServer(uvicorn.Server):
         """Begin the drain; a second call changes nothing."""
         if self._drain is None and self._loop is not None:
             self._drain = self._loop.create_task(self._run_drain())
+            self._on_drain(self._not_ready + self._grace)
 
     async def _run_drain(self) -> None:
         self._in_flight.draining = True

@@ -49,6 +49,9 @@ REQUEST_HEADERS: dict[str, str] = {
     "x-pointsman-strategy": "Strategy for this request, or `litellm` for LiteLLM's own choice.",
     "x-pointsman-session": "Id of the session that this request is of (`pointsman.resilience.sticky`); any key may.",
     "x-pointsman-cost-weight": "Cost weight for this request, 0 to 1000, in place of the policy's weight or target.",
+    "x-pointsman-priority": "Class in the queue: `high`, `normal` or `low`; any key may ask for less than it has.",
+    "x-pointsman-deadline-ms": "Milliseconds that the request may wait for its turn in the queue; never more than "
+    "`pointsman.resilience.queue.max_wait`; any key may.",
 }
 """What a request may ask for, where its key may."""
 LITELLM = "litellm"
@@ -177,7 +180,9 @@ class Tickets:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        ticket = Ticket(asked=_asked(scope), gone=partial(_gone, receive), request_id=request_id_of(scope), trace=_trace(scope))
+        # A websocket's messages are not ours to take.
+        gone = partial(_gone, receive) if scope["type"] == "http" else None
+        ticket = Ticket(asked=_asked(scope), gone=gone, request_id=request_id_of(scope), trace=_trace(scope))
         token = CURRENT.set(ticket)
         answer = _Answer(scope, ticket)
 
@@ -186,7 +191,13 @@ class Tickets:
             if kind == "http.response.start":
                 headers = list(message.get("headers", ()))
                 served_by = next((v.decode("latin-1") for k, v in headers if k == b"x-litellm-model-id"), None)
+                # LiteLLM keeps no headers of an error that a hook raised.
+                if ticket.retry_after is not None and message["status"] in (429, 503):
+                    headers = [pair for pair in headers if pair[0].lower() != b"retry-after"]
+                    headers.append((b"retry-after", b"%d" % ticket.retry_after))
                 message = {**message, "headers": headers + _headers(ticket, served_by)}
+                if ticket.place is not None and message["status"] < 400:
+                    ticket.place.answered()
             if ticket.answered is None and kind in _BEGINS:
                 answer.begins(message.get("status", _BEGINS[kind]))
             answer.complete = answer.complete or (kind == "http.response.body" and not message.get("more_body"))
@@ -200,6 +211,8 @@ class Tickets:
             answer.escaped(error)
             raise
         finally:
+            if ticket.place is not None:
+                ticket.place.free()
             if scope["type"] == "http" and not answer.complete:  # the client left, or it broke off: attempts end too
                 for span in ticket.spans.values():
                     span.abandon()

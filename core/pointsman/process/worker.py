@@ -36,6 +36,8 @@ logger = logging.getLogger("pointsman.worker")
 
 LIFESPAN_SECONDS = 20
 """What LiteLLM's own shutdown (flushing spend) may take after the last request."""
+QUEUE_SECONDS = 1.0
+"""Before requests are cut, those that still wait for a turn are told to come again."""
 METRICS_SECONDS = 3.0
 """What sending the last metrics may take."""
 SPANS_SECONDS = 5.0
@@ -126,6 +128,7 @@ async def _run(
         not_ready=settings.shutdown.not_ready,
         grace=settings.shutdown.grace,
         on_started=started,
+        on_drain=lambda seconds: runtime.turns.drain(max(0.0, seconds - QUEUE_SECONDS)),
     )
     runtime.on_drain = server.drain
     listener = asyncio.create_task(runtime.listen(), name="pointsman-listen")

@@ -27,6 +27,7 @@ from pointsman.custom_router.cost import always_strong
 from pointsman.custom_router.decide import Decider
 from pointsman.custom_router.deployments import continued_from, eligible, map_prices
 from pointsman.custom_router.embed import ASKING
+from pointsman.custom_router.gate import Gate
 from pointsman.custom_router.kwargs import (
     DECISION_KEY,
     EMBEDDING_CALLS,
@@ -87,6 +88,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self._decider: Decider | None = None
         self.affinity: Affinity | None = None
         self._cascades: Cascades | None = None
+        self._gate: Gate | None = None
         self._sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = ()
         self._spans: RequestSpans | None = None
         self._forward_request_id = False
@@ -103,6 +105,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             affinity=self.affinity,
         )
         self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
+        queue = runtime.settings.resilience.queue
+        self._gate = Gate(runtime.turns, queue) if queue.enabled else None
         self._sinks, self._spans = runtime.sinks, runtime.spans
         self._forward_request_id = runtime.settings.telemetry.forward_request_id
 
@@ -116,10 +120,11 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             litellm.callbacks = [*(callback for callback in litellm.callbacks if callback is not self), self]
 
     async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str) -> None:
-        """Once a request, after LiteLLM's own checks: what is asked for, and whether this key may ask for it.
+        """Once a request, after LiteLLM's own checks: what is asked for, whether this key may ask for it, and its turn.
 
         Raises:
-            HTTPException: 403 or 400, for a header of ours that the key may not use or that means nothing.
+            HTTPException: 403 or 400, for a header of ours that the key may not use or that means nothing; 429 or 503, where
+                the queue has no turn for it.
         """
         for name in ("metadata", "litellm_metadata"):
             if isinstance(data.get(name), dict):
@@ -135,14 +140,12 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket.team = getattr(user_api_key_dict, "team_alias", None) or getattr(user_api_key_dict, "team_id", None)
         ticket.given = data.get("input") if endpoint == "embedding" else None
         role = getattr(user_api_key_dict, "user_role", None)
+        admin = getattr(role, "value", role) == LitellmUserRoles.PROXY_ADMIN.value
+        key, team = getattr(user_api_key_dict, "metadata", None), getattr(user_api_key_dict, "team_metadata", None)
         try:
-            ticket.wish = read_wish(
-                ticket.asked,
-                getattr(user_api_key_dict, "metadata", None),
-                getattr(user_api_key_dict, "team_metadata", None),
-                admin=getattr(role, "value", role) == LitellmUserRoles.PROXY_ADMIN.value,
-                known=self._decider.knows,
-            )
+            ticket.wish = read_wish(ticket.asked, key, team, admin=admin, known=self._decider.knows)
+            if self._gate is not None:
+                await self._gate.wait(ticket, data.get("model"), key, team, admin=admin)
         except PointsmanError as error:
             raise HTTPException(error.status, error.as_json()["error"]) from error
 

@@ -47,13 +47,10 @@ _MEND = "send the request again after the seconds that Retry-After names"
 
 
 class Watcher(Protocol):
-    """Who counts what happens in queues (`pointsman.callbacks.metrics.Metrics`); no method raises or blocks."""
+    """Who counts what happens in queues (`pointsman.callbacks.metrics.Metrics`); it neither raises nor blocks."""
 
     def queue_left(self, group: str, priority: str, result: str, seconds: float) -> None:
         """One no longer waits: `admitted`, `full`, `late`, `closing` or `gone`, after so many seconds."""
-
-    def queue_state(self, group: str, limit: int, running: int, waiting: tuple[int, ...]) -> None:
-        """The queue as it is now; `waiting` by class, HIGH first."""
 
 
 class QueueRefusedError(Exception):
@@ -193,9 +190,6 @@ class _Queue:
                 for one in of_class:
                     if one.id == event.id:
                         self._count(one.priority, "gone", now - one.arrived)
-        if self._watcher is not None:
-            waiting = tuple(len(of_class) for of_class in self.state.waiting)
-            self._watcher.queue_state(self.name, self.state.limit, len(self.state.running), waiting)
         self._wake(now)
 
     def observe(self, latency: float) -> None:

@@ -1,0 +1,253 @@
+"""The metrics of `pointsman.callbacks.names`, THE table of telemetry: one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["METRICS", "Metric"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric that we make.
+
+    Attributes:
+        name: in the scrape; a counter's ends in `_total`.
+        instrument: what it is.
+        unit: UCUM, as OpenTelemetry writes it (`s`, `{request}`, `USD`, `1`).
+        meaning: one or two sentences.
+        labels: what it is split by, every one of them bounded.
+        otlp: its name over OTLP, where it leaves that way.
+    """
+
+    name: str
+    instrument: Literal["counter", "gauge", "histogram"]
+    unit: str
+    meaning: str
+    labels: tuple[str, ...] = ()
+    otlp: str | None = None
+
+
+_ROWS = (
+    Metric(
+        "pointsman_routing_decisions_total",
+        "counter",
+        "{decision}",
+        "Routing decisions by strategy (`litellm`: its own choice held, with or without one configured) and by why the one "
+        "configured did not decide (`fallback`, as in `x-pointsman-fallback`; empty: it did).",
+        ("strategy", "fallback"),
+    ),
+    Metric(
+        "pointsman_routing_decision_seconds",
+        "histogram",
+        "s",
+        "Time that a decision took, by strategy.",
+        ("strategy",),
+    ),
+    Metric(
+        "pointsman_requests_total",
+        "counter",
+        "{request}",
+        "Requests by endpoint (`chat/completions`, ..., `other`: all that asks no model; probes and scrapes are not counted), "
+        "model group first asked for (empty: refused before routing, or no model wanted) and HTTP status (499: the client "
+        "left first).",
+        ("endpoint", "group", "status"),
+    ),
+    Metric(
+        "pointsman_request_errors_total",
+        "counter",
+        "{request}",
+        "Requests that went wrong, by class: the error's class as LiteLLM names it, `http_404` and the like where it names "
+        "none, `incomplete` for an answer that broke off. A stream may fail after its status 200.",
+        ("endpoint", "group", "error"),
+    ),
+    Metric(
+        "pointsman_request_seconds",
+        "histogram",
+        "s",
+        "From the request's arrival to the last byte of the answer, failed requests too.",
+        ("endpoint", "group"),
+    ),
+    Metric(
+        "pointsman_time_to_first_token_seconds",
+        "histogram",
+        "s",
+        "Of streamed answers: from the request's arrival to the first bytes of the stream.",
+        ("endpoint", "group"),
+    ),
+    Metric(
+        "pointsman_attempts_total",
+        "counter",
+        "{attempt}",
+        "Tries at deployments by `litellm_params.model` and class of the error (empty: it answered).",
+        ("model", "error"),
+    ),
+    Metric(
+        "pointsman_attempt_seconds",
+        "histogram",
+        "s",
+        "Time of a try that answered, of a streamed one to its last chunk.",
+        ("model",),
+    ),
+    Metric(
+        "pointsman_retries_total",
+        "counter",
+        "{attempt}",
+        "Tries after one of the same request that failed, by the model tried now; those in a fallback group too.",
+        ("model",),
+    ),
+    Metric(
+        "pointsman_fallbacks_total",
+        "counter",
+        "{request}",
+        "Requests that LiteLLM took to another model group (`fallbacks`), by the group first asked for and why: the class of "
+        "the last attempt's error, `unavailable` where there was none.",
+        ("group", "reason"),
+    ),
+    Metric(
+        "pointsman_budget_rejections_total",
+        "counter",
+        "{request}",
+        "Requests refused because a budget is spent, by whose (`key`, `team`, `user`, ..., `other`).",
+        ("entity",),
+    ),
+    Metric(
+        "pointsman_cost_usd_total",
+        "counter",
+        "USD",
+        "What answers cost, by group first asked for and strategy that decided; calls inside of a cascade included.",
+        ("group", "strategy"),
+    ),
+    Metric(
+        "pointsman_always_strong_cost_usd_total",
+        "counter",
+        "USD",
+        "An estimate: what the same answers would have cost from the dearest candidate of their decision. The cost paid, times "
+        "the ratio of list prices; the cost itself where that is not known (no prices, an answer from the cache). Less "
+        "`pointsman_cost_usd_total` it is the cost saved.",
+        ("group", "strategy"),
+    ),
+    Metric(
+        "pointsman_strategy_info",
+        "gauge",
+        "{worker}",
+        "Workers that serve this version of a strategy. After 64 versions in a worker's life the next ones are `other`.",
+        ("strategy", "kind", "version"),
+    ),
+    Metric(
+        "pointsman_strategy_generation",
+        "gauge",
+        "1",
+        "Generation of the strategy in service, of the worker that is furthest behind.",
+        ("strategy",),
+    ),
+    Metric(
+        "pointsman_strategy_desired_generation",
+        "gauge",
+        "1",
+        "Generation that the workers should serve.",
+        ("strategy",),
+    ),
+    Metric(
+        "pointsman_strategy_degraded",
+        "gauge",
+        "1",
+        "1: no bundle is in service, and LiteLLM's own choice holds.",
+        ("strategy",),
+    ),
+    Metric(
+        "pointsman_strategy_failing",
+        "gauge",
+        "1",
+        "1: something is wrong with the strategy's source, its newest bundle or its process; `/hot-reload/status` says what.",
+        ("strategy",),
+    ),
+    Metric(
+        "pointsman_reload_events_total",
+        "counter",
+        "{event}",
+        "What came of looking at the source: `polls`, `swaps`, `rejected` (bundles), `failures` (source or database away), "
+        "`rollbacks`.",
+        ("strategy", "result"),
+    ),
+    Metric(
+        "pointsman_config_failing",
+        "gauge",
+        "1",
+        "1: the changed YAML file cannot be taken up, and the one before stays in service.",
+    ),
+    Metric(
+        "pointsman_decision_queue_records",
+        "gauge",
+        "{record}",
+        "Decision records that wait in memory for the database.",
+    ),
+    Metric(
+        "pointsman_decision_records_total",
+        "counter",
+        "{record}",
+        "Decision records `written` to the database, or `dropped`.",
+        ("result",),
+    ),
+    Metric(
+        "pointsman_spend_queue_rows",
+        "gauge",
+        "{row}",
+        "Rows of LiteLLM's request log that wait in memory for the database; costs of keys and teams lag with them.",
+    ),
+    Metric(
+        "pointsman_spend_flush_lag_seconds",
+        "gauge",
+        "s",
+        "Time since the end of the request whose row waits longest, of the worker that is furthest behind; 0: none waits.",
+    ),
+    Metric(
+        "pointsman_export_records_total",
+        "counter",
+        "{record}",
+        "What became of the telemetry that OpenTelemetry's exporters of the workers were given, LiteLLM's for teams too: "
+        "`sent`, `failed` (away, too slow, refused), or `dropped` from a full queue, whose destination is not known. "
+        "Log lines that standard output did not take in time are `dropped`, too, destination `stdout`.",
+        ("signal", "destination", "result"),
+    ),
+    Metric(
+        "pointsman_queue_waiting_requests",
+        "gauge",
+        "{request}",
+        "Requests that wait for their turn, by class, of all workers. `group`: the model group that has a queue of its own; "
+        "empty: the queue of all others.",
+        ("group", "priority"),
+    ),
+    Metric(
+        "pointsman_queue_running_requests",
+        "gauge",
+        "{request}",
+        "Requests that had their turn and have not ended, of all workers.",
+        ("group",),
+    ),
+    Metric(
+        "pointsman_queue_limit_requests",
+        "gauge",
+        "{request}",
+        "Requests that may run at once, of all workers; an adaptive limit moves.",
+        ("group",),
+    ),
+    Metric(
+        "pointsman_queue_wait_seconds",
+        "histogram",
+        "s",
+        "Time in the queue until the request's turn, or until it left without one.",
+        ("group", "priority"),
+    ),
+    Metric(
+        "pointsman_queue_requests_total",
+        "counter",
+        "{request}",
+        "Requests that left the queue: `admitted`, or refused as `full`, `late` or `closing`, or `gone` with their client.",
+        ("group", "priority", "result"),
+    ),
+)
+
+METRICS: Mapping[str, Metric] = {row.name: row for row in _ROWS}
