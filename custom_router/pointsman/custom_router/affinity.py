@@ -35,8 +35,6 @@ STICKY = "sticky"
 """In a decision: the strategy's name, the policy, and why the others were dropped, where a pin decided."""
 TENANT_BYTES = 8
 """Of a session's key, its beginning."""
-SKEW = 300.0
-"""Seconds that others' clocks may be ahead."""
 
 
 def session_secret(env: Mapping[str, str]) -> bytes:
@@ -69,12 +67,14 @@ class Waiting:
     Attributes:
         session: its key.
         seen: the pin at the decision; when it has changed since, another request has settled it.
-        there: deployments that it may stay on.
+        choices: deployments that it may go to.
+        there: those that it may stay on: they have not failed in this request.
         strategy: which would decide.
     """
 
     session: bytes
     seen: Pin | None
+    choices: frozenset[str]
     there: frozenset[str]
     strategy: str = ""
 
@@ -151,7 +151,7 @@ class Affinity:
 
     def answered(self, waiting: Waiting, deployment_id: str) -> None:
         """LiteLLM has chosen a deployment, and it answered."""
-        if deployment_id in waiting.there and self.find(waiting.session) == waiting.seen:
+        if deployment_id in waiting.choices and self.find(waiting.session) == waiting.seen:
             self.claim(waiting.session, deployment_id, waiting.there)
 
     def back(self, session: bytes, there: Collection[str], costs: Callable[[], Costs]) -> Pin | None:
@@ -185,9 +185,6 @@ class Affinity:
                 self.refused += 1
                 continue
             session, pin, used = read
-            if pin.since > self._wall() + SKEW:
-                self.refused += 1
-                continue
             stamp = self._clock() - max(0.0, self._wall() - used)
             if self._clock() - stamp > self.settings.ttl:
                 continue  # it has ended

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from pointsman.custom_router.affinity import STICKY, Affinity, Waiting
+from pointsman.custom_router.breakers import Breakers
 from pointsman.custom_router.conversation import Conversations, Turn, conversation_id
 from pointsman.custom_router.cost import AnswerLengths, Expected, expected_costs, switching_costs
-from pointsman.custom_router.filters import CONTINUED, apply_filters
+from pointsman.custom_router.filters import CONTINUED, FILTERS, BreakerFilter, Filter, apply_filters
 from pointsman.custom_router.override import LITELLM, Choice, choose
 from pointsman.custom_router.pick import match
 from pointsman.custom_router.pins import KEPT, RETURNED, Pin
@@ -22,7 +23,7 @@ from pointsman.custom_router.policy import Chance, Costs, Ranking, explore, rank
 from pointsman.custom_router.request import Candidate, RoutingRequest
 from pointsman.custom_router.rules import by_rule
 from pointsman.custom_router.text import DEFAULT_TEXT, compose, estimate_tokens
-from pointsman.decisions import Decision, Dropped, Encoded, new_decision_id
+from pointsman.decisions import Decision, Dropped, Encoded
 from pointsman.decisions.ticket import Ticket
 from pointsman.policy_settings import PolicySettings
 from pointsman.settings import RoutingSettings, StrategySettings
@@ -72,6 +73,7 @@ class Decider:
         configured: each strategy's own settings; of them its policy and the text that it reads.
         chance: where exploration takes its numbers from.
         affinity: where sessions are; None: none stick.
+        breakers: which upstreams rest; None: none does.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Decider:
         configured: Mapping[str, StrategySettings] = MappingProxyType({}),
         chance: Chance | None = None,
         affinity: Affinity | None = None,
+        breakers: Breakers | None = None,
     ) -> None:
         self._settings = settings
         self._strategies = strategies
@@ -92,6 +95,8 @@ class Decider:
         self._configured = configured
         self._chance = chance or random.Random()  # noqa: S311 - exploration, no secret; seeded by the system in each worker
         self._affinity = affinity
+        self._breakers = breakers
+        self._filters: Sequence[Filter] = (*FILTERS, BreakerFilter(breakers)) if breakers is not None else FILTERS
         self._lengths = AnswerLengths()
         self._conversations = Conversations()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pointsman-score")
@@ -115,7 +120,7 @@ class Decider:
     async def decide(self, request: RoutingRequest, ticket: Ticket) -> Decision:
         """The decision for one attempt. An empty `order` means: LiteLLM's own choice among what the filters left."""
         started = time.perf_counter_ns()
-        remaining, dropped = apply_filters(request, ticket)
+        remaining, dropped = apply_filters(request, ticket, self._filters)
         choice = choose(request.wish, request.group, self._settings, self.knows)
         name, opinion = choice.name, _Opinion()
         ruled = self._ruled(request, remaining)
@@ -144,8 +149,10 @@ class Decider:
             name, opinion = STICKY, _Opinion(dropped=tuple(Dropped(one, STICKY) for one in others), text=opinion.text)
         decided = bool(opinion.scores) or kept is not None or (ruled is not None and bool(ranking.order))
         best = ranking.order[0] if ranking.order else None
+        if self._breakers is not None and best is not None:
+            self._breakers.settle(request.decision_id, best)
         return Decision(
-            decision_id=new_decision_id(),
+            decision_id=request.decision_id,
             request_id=request.request_id,
             group=request.group,
             strategy=name if decided else None,
@@ -197,8 +204,8 @@ class Decider:
         if session is None:
             return None
         ticket.conversation = _conversation(request)  # how much of it its provider has in its cache
-        there = frozenset(one.deployment_id for one in remaining) - ticket.failed
-        return Waiting(session, self._affinity.find(session), there, choice.name)
+        choices = frozenset(one.deployment_id for one in remaining)
+        return Waiting(session, self._affinity.find(session), choices, choices - ticket.failed, choice.name)
 
     def _kept(self, stay: Waiting, request: RoutingRequest, ticket: Ticket) -> Ranking | None:
         """The session's deployment alone, if it is there; or the one that it goes back to."""
