@@ -76,6 +76,7 @@ class Ticket:
         retry_after: seconds after which to come again, for the answer's header, where the queue refused it.
         session: the session of a request whose deployment LiteLLM chooses (`custom_router.affinity.Waiting`), or None.
         caller: who asks, as LiteLLM's hooks before a call are given it (`UserAPIKeyAuth`), or None.
+        callers_timeout: the caller has set a time-out; that it was too short says nothing of an upstream.
     """
 
     decision: Decision | None = None
@@ -109,6 +110,7 @@ class Ticket:
     refusal: str | None = None
     spans: dict[str, OpenSpan] = field(default_factory=dict)
     caller: object | None = None
+    callers_timeout: bool = False
     session: object | None = None
     place: Place | None = None
     retry_after: int | None = None

@@ -111,6 +111,8 @@ class Attempt:
         status: HTTP status of the error, or None.
         latency_ms: until the answer (or, streamed, the last chunk), or None when not known.
         created_at: Unix time in seconds.
+        retry_after: seconds that the error's Retry-After asks for, or None. Not stored.
+        callers_timeout: the caller had set a time-out for the request. Not stored.
     """
 
     decision_id: str
@@ -122,6 +124,8 @@ class Attempt:
     status: int | None = None
     latency_ms: float | None = None
     created_at: float = field(default_factory=time.time)
+    retry_after: float | None = None
+    callers_timeout: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,8 @@ class Fact:
         Raises:
             ValueError: it is no fact.
         """
-        state, cause = said.get("state"), said.get("cause")
+        state: Any = said.get("state")
+        cause: Any = said.get("cause")
         counts = [said.get(key, 0) for key in ("generation", "orders", "rests")]
         times = [said.get("age"), said.get("left"), said.get("seconds", 0)]
         texts = [said.get("upstream"), said.get("reason") or ""]
@@ -95,7 +96,8 @@ class Fact:
         since = -math.inf if age is None else now - max(0.0, float(age))
         until = now + float(left) if left is not None else math.inf if state != "closed" else since
         seconds = math.inf if length is None else float(length)
-        return Fact(str(texts[0]), state, since, until, *counts, cause=cause, reason=str(texts[1]), seconds=seconds)
+        generation, orders, rests = counts
+        return Fact(str(texts[0]), state, since, until, generation, orders, rests, cause, str(texts[1]), seconds)
 
 
 def merge(one: Fact, other: Fact) -> Fact:

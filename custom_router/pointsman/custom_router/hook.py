@@ -7,6 +7,7 @@ health and team filters. With `deployments`, `embed` and two of `cascades`, the 
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -21,12 +22,14 @@ from opentelemetry import trace
 
 from pointsman.callbacks.spans import RequestSpans
 from pointsman.custom_router.affinity import Affinity, session_secret
+from pointsman.custom_router.breakers import Breakers
 from pointsman.custom_router.cascades.calls import inner_target, narrow
 from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
 from pointsman.custom_router.cost import always_strong
 from pointsman.custom_router.decide import Decider
 from pointsman.custom_router.deployments import continued_from, eligible, map_prices
 from pointsman.custom_router.embed import ASKING
+from pointsman.custom_router.filters import NOT_TO_BE_TRIED
 from pointsman.custom_router.gate import Gate
 from pointsman.custom_router.kwargs import (
     DECISION_KEY,
@@ -43,6 +46,7 @@ from pointsman.custom_router.kwargs import (
 from pointsman.custom_router.override import Wish, read_wish
 from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
 from pointsman.custom_router.text import gemini_turns, text_of
+from pointsman.custom_router.verdicts import retry_after_of, sink, tell
 from pointsman.decisions import Attempt, Decision, Outcome
 from pointsman.decisions.ticket import Ticket, current_ticket
 from pointsman.errors import PointsmanError
@@ -87,6 +91,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         super().__init__()
         self._decider: Decider | None = None
         self.affinity: Affinity | None = None
+        self.breakers: Breakers | None = None
         self._cascades: Cascades | None = None
         self._gate: Gate | None = None
         self._sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = ()
@@ -95,6 +100,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
 
     def bind(self, runtime: Runtime) -> None:
         """Give it the worker's strategies and store; once, before the worker serves."""
+        self.breakers = Breakers(runtime.settings.resilience.breaker, time.monotonic, random.random, tell)
         self.affinity = Affinity(runtime.settings.resilience.sticky, session_secret(environment()))
         self._decider = Decider(
             runtime.settings.routing,
@@ -103,11 +109,12 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             capture_prompts=runtime.settings.privacy.capture_prompts,
             configured=runtime.settings.strategies,
             affinity=self.affinity,
+            breakers=self.breakers,
         )
         self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
         queue = runtime.settings.resilience.queue
         self._gate = Gate(runtime.turns, queue) if queue.enabled else None
-        self._sinks, self._spans = runtime.sinks, runtime.spans
+        self._sinks, self._spans = (sink(self.breakers), *runtime.sinks), runtime.spans
         self._forward_request_id = runtime.settings.telemetry.forward_request_id
 
     def come_last(self) -> None:
@@ -139,6 +146,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket.key_alias = getattr(user_api_key_dict, "key_alias", None)
         ticket.team = getattr(user_api_key_dict, "team_alias", None) or getattr(user_api_key_dict, "team_id", None)
         ticket.given = data.get("input") if endpoint == "embedding" else None
+        ticket.callers_timeout = any(data.get(name) is not None for name in ("timeout", "stream_timeout", "request_timeout"))
         role = getattr(user_api_key_dict, "user_role", None)
         admin = getattr(role, "value", role) == LitellmUserRoles.PROXY_ADMIN.value
         key, team = getattr(user_api_key_dict, "metadata", None), getattr(user_api_key_dict, "team_metadata", None)
@@ -234,7 +242,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         if verdict is not None:
             _may_go_on(ticket)
             return verdict.deployments
-        dropped = {item.deployment_id for item in decision.dropped if item.reason in ("tried", "excluded")}
+        dropped = {item.deployment_id for item in decision.dropped if item.reason in NOT_TO_BE_TRIED}
         keep = {ticket.picked} if ticket.picked else {c.deployment_id for c in candidates} - dropped
         chosen = [item for item, candidate in zip(left, candidates, strict=True) if candidate.deployment_id in keep]
         return chosen or deployments
@@ -297,6 +305,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
                 outcome="error",
                 error=type(exception).__name__,
                 status=_status(exception),
+                retry_after=retry_after_of(exception),
+                callers_timeout=ticket.callers_timeout,
             )
         )
 

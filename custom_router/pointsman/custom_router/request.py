@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from pointsman.custom_router.override import Wish
 from pointsman.custom_router.text import text_of
 from pointsman.custom_router.upstream import upstream_of
+from pointsman.decisions import new_decision_id
 from pointsman.resilience_settings import SessionSource
 from pointsman.strategies.matching import names_of
 
@@ -78,6 +79,7 @@ class RoutingRequest:
         sessions: everything by which it may be told which session this is of.
         max_tokens: the answer's limit, as the client set it.
         continues: id of the deployment that keeps the response which this request goes on from.
+        decision_id: of the decision that is to be made, under which a probe is leased before there is one.
     """
 
     group: str
@@ -100,6 +102,7 @@ class RoutingRequest:
     sessions: tuple[Session, ...] = ()
     max_tokens: int | None = None
     continues: str | None = None
+    decision_id: str = field(default_factory=new_decision_id)
 
 
 def candidate_of(deployment: Mapping[str, Any], map_prices: Callable[[str], Prices | None] = lambda _: None) -> Candidate:

@@ -8,9 +8,19 @@ upstream lacks what was asked for.
 
 from __future__ import annotations
 
-from pointsman.custom_router.breaker import Verdict
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 
-__all__ = ["verdict_of"]
+from pointsman.custom_router.breaker import Verdict
+from pointsman.custom_router.breakers import Breakers, Transition
+from pointsman.decisions import Attempt, Decision, Outcome
+
+__all__ = ["retry_after_of", "sink", "tell", "verdict_of"]
+
+logger = logging.getLogger("pointsman.breakers")
 
 USELESS = frozenset({401, 402, 408})
 NOT_ITS_FAULT = frozenset({501, 505})
@@ -48,3 +58,37 @@ def verdict_of(outcome: str, error: str | None, status: int | None, *, callers_t
     if callers_timeout and status in (408, 504):
         return "none"
     return "bad" if status in USELESS or (status >= 500 and status not in NOT_ITS_FAULT) else "none"
+
+
+def retry_after_of(error: BaseException, wall: Callable[[], float] = time.time) -> float | None:
+    """Seconds that an error's answer asks to wait for, by Retry-After (RFC 9110, seconds or a date); None: it does not say."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "litellm_response_headers", None)
+    value = headers.get("retry-after") if isinstance(headers, Mapping) else None
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        try:
+            seconds = parsedate_to_datetime(str(value)).timestamp() - wall()
+        except (ValueError, OverflowError):
+            return None
+    return seconds if 0 < seconds < math.inf else None
+
+
+def sink(breakers: Breakers) -> Callable[[Decision | Attempt | Outcome], None]:
+    """What takes attempts to the breakers."""
+
+    def record(told: Decision | Attempt | Outcome) -> None:
+        if isinstance(told, Attempt):
+            verdict = verdict_of(told.outcome, told.error, told.status, callers_timeout=told.callers_timeout)
+            breakers.record(told.deployment_id, verdict, told.decision_id, told.retry_after)
+
+    return record
+
+
+def tell(change: Transition) -> None:
+    """A log line for a change of a breaker."""
+    level = logging.WARNING if change.after == "open" else logging.INFO
+    cause = f" ({change.cause})" if change.cause is not None else ""
+    logger.log(level, "the breaker of %s is %s, it was %s%s", change.upstream, change.after, change.before, cause)

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from pointsman.custom_router.breakers import HELD, OPEN, PROBING
+from pointsman.custom_router.filters.breaker import BreakerFilter
 from pointsman.custom_router.filters.continued import CONTINUED, continued
 from pointsman.custom_router.filters.tried import tried
 from pointsman.custom_router.request import Candidate, RoutingRequest
 from pointsman.decisions import Dropped
 from pointsman.decisions.ticket import Ticket
 
-__all__ = ["CONTINUED", "FILTERS", "Filter", "apply_filters"]
+__all__ = ["CONTINUED", "FILTERS", "NOT_TO_BE_TRIED", "BreakerFilter", "Filter", "apply_filters"]
 
 Filter = Callable[[RoutingRequest, Ticket, Sequence[Candidate]], tuple[Dropped, ...]]
 """Request, ticket and remaining candidates in; what is dropped out."""
 
 FILTERS: Sequence[Filter] = (tried, continued)
-"""In this order."""
+"""In this order; then, where there are breakers, a `BreakerFilter`."""
+
+NOT_TO_BE_TRIED = frozenset({"tried", "excluded", OPEN, PROBING, HELD})
+"""Reasons for which LiteLLM's own choice is not to fall on a candidate either."""
 
 
-def apply_filters(request: RoutingRequest, ticket: Ticket) -> tuple[tuple[Candidate, ...], tuple[Dropped, ...]]:
+def apply_filters(
+    request: RoutingRequest, ticket: Ticket, filters: Sequence[Filter] = FILTERS
+) -> tuple[tuple[Candidate, ...], tuple[Dropped, ...]]:
     """What remains and what was dropped. A filter that would leave nobody is passed over: trying beats refusing."""
     remaining: tuple[Candidate, ...] = request.candidates
     dropped: list[Dropped] = []
-    for filter_ in FILTERS:
+    for filter_ in filters:
         out = filter_(request, ticket, remaining)
         ids = {item.deployment_id for item in out}
         kept = tuple(candidate for candidate in remaining if candidate.deployment_id not in ids)
