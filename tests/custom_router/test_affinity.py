@@ -247,7 +247,7 @@ def test_requests_that_begin_a_session_together_go_to_one_deployment() -> None:
 
 def tell(one: Affinity, other: Affinity) -> None:
     """As JSON, as it would travel."""
-    other.learn(json.loads(json.dumps(one.facts())))
+    other.adopt(json.loads(json.dumps(one.news())))
 
 
 def test_another_instance_follows_and_agrees() -> None:
@@ -261,7 +261,7 @@ def test_another_instance_follows_and_agrees() -> None:
     two.claim(mine, "b", {"b"})  # a has left there
     tell(two, one)
     assert one.claim(mine, "a", {"a", "b"})[0] == two.find(mine) == Pin("b", time.unix, 1, "a")
-    assert one.facts() == two.facts() == [], "what was learned is not told again"
+    assert one.news() == two.news() == [], "what was learned is not told again"
 
 
 def test_who_tells_of_a_worse_pin_is_told_of_the_better_one() -> None:
@@ -269,7 +269,7 @@ def test_who_tells_of_a_worse_pin_is_told_of_the_better_one() -> None:
     one, two = time.affinity(), time.affinity()
     mine = key(one)
     one.claim(mine, "a", {"a"})
-    one.facts()  # lost on its way
+    one.news()  # lost on its way
     time.pass_(1)
     two.claim(mine, "b", {"a", "b"})
     tell(two, one)
@@ -299,11 +299,11 @@ def test_news_that_wait_are_bounded_and_come_with_the_sessions_next_request() ->
     keys = [key(affinity, str(number)) for number in range(5)]
     for one in keys:
         affinity.claim(one, "a", {"a"})
-    assert [fact["session"] for fact in affinity.facts()] == [one.hex() for one in keys[2:]]
+    assert [fact["session"] for fact in affinity.news()] == [one.hex() for one in keys[2:]]
     for one in keys:
         affinity.claim(one, "a", {"a"})
-    assert [fact["session"] for fact in affinity.facts()] == [one.hex() for one in keys[:2]]
-    assert affinity.facts() == []
+    assert [fact["session"] for fact in affinity.news()] == [one.hex() for one in keys[:2]]
+    assert affinity.news() == []
 
 
 GOOD = {"session": "00" * 24, "deployment": "a", "since": 1.0, "moves": 0, "left": None, "used": 1_700_000_000.0}
@@ -330,13 +330,22 @@ GOOD = {"session": "00" * 24, "deployment": "a", "since": 1.0, "moves": 0, "left
 )
 def test_news_that_mean_nothing_are_counted_and_passed_over(change: dict[str, Any]) -> None:
     affinity = Time().affinity()
-    affinity.learn([{**GOOD, **change}])
-    assert (len(affinity), affinity.refused) == (0, 1)
-    affinity.learn([GOOD])
-    assert (len(affinity), affinity.refused) == (1, 1)
+    assert affinity.adopt([{**GOOD, **change}, GOOD]) == 1
+    assert len(affinity) == 1
 
 
 def test_news_of_a_session_that_has_ended_are_none() -> None:
     affinity = Time().affinity(ttl=100)
-    affinity.learn([{**GOOD, "used": GOOD["used"] - 101}])  # type: ignore[operator]
-    assert (len(affinity), affinity.refused) == (0, 0)
+    assert affinity.adopt([{**GOOD, "used": GOOD["used"] - 101}]) == 0  # type: ignore[operator]
+    assert len(affinity) == 0
+
+
+def test_who_comes_later_is_told_of_everything() -> None:
+    time = Time()
+    one, two = time.affinity(), time.affinity()
+    for number in range(5):
+        one.claim(key(one, str(number)), "a", {"a"})
+    one.news()
+    one.retell()
+    tell(one, two)
+    assert len(two) == 5

@@ -5,7 +5,7 @@ digest, so nobody can name, guess or reach another's. Its pin moves when its dep
 candidates that the filters leave (gone from the configuration, resting, breaker open, no room for the text) or has failed in
 this very request. It goes back only where that is cheaper after the prompt cache that it loses (`cost.switching_costs`).
 
-Several workers and instances each decide by what they remember and tell the others later (`facts`, `learn`). Whatever the order
+Several workers and instances each decide by what they remember and tell the others later (`news`, `adopt`). Whatever the order
 in which they hear of it, they end with the same pin: more moves win, among equals the oldest, then the names. So two that began
 a session before they heard of each other end on one deployment, and that is the only move besides those above.
 
@@ -115,8 +115,6 @@ class Affinity:
         self._untold: OrderedDict[bytes, None] = OrderedDict()
         self.forgotten = 0
         """Sessions that were forgotten over a bound."""
-        self.refused = 0
-        """Facts that meant nothing."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -164,7 +162,7 @@ class Affinity:
             self._use(session, home)
         return home
 
-    def facts(self, limit: int = 256) -> list[dict[str, Any]]:
+    def news(self, limit: int = 256) -> list[dict[str, Any]]:
         """What the others do not know yet: JSON values, at most `limit`; they count as told."""
         result: list[dict[str, Any]] = []
         now, wall = self._clock(), self._wall()
@@ -177,12 +175,18 @@ class Affinity:
             result.append(fact_of_pin(session, entry.pin, wall - max(0.0, now - entry.used)))
         return result
 
-    def learn(self, facts: Iterable[Mapping[str, Any]]) -> None:
-        """Take what others tell, in any order, any number of times; what means nothing is counted and passed over."""
-        for fact in facts:
+    def retell(self) -> None:
+        """Tell all of it again, for those who have just come; of very many sessions the ones used last."""
+        for session in self._entries:
+            self._tell(session)
+
+    def adopt(self, said: Iterable[Mapping[str, Any]]) -> int:
+        """Take what others tell, in any order, any number of times; gives back how many meant nothing, and are passed over."""
+        refused = 0
+        for fact in said:
             read = pin_of_fact(fact)
             if read is None:
-                self.refused += 1
+                refused += 1
                 continue
             session, pin, used = read
             stamp = self._clock() - max(0.0, self._wall() - used)
@@ -197,6 +201,7 @@ class Affinity:
             entry.pin, entry.used = best, max(entry.used, stamp)
             if best != pin:
                 self._tell(session)  # so that who told learns of the better one, though news of it was lost
+        return refused
 
     def _use(self, session: bytes, pin: Pin) -> None:
         now, entry = self._clock(), self._entries.get(session)
@@ -214,6 +219,7 @@ class Affinity:
 
     def _tell(self, session: bytes) -> None:
         self._untold[session] = None
+        self._untold.move_to_end(session)
         if len(self._untold) > self.MAX_FACTS:
             dropped, _ = self._untold.popitem(last=False)
             if (entry := self._entries.get(dropped)) is not None:
