@@ -151,6 +151,7 @@ TestQueueMachine.settings = settings(
 )
 
 
+@pytest.mark.requirement("L-7")
 @pytest.mark.parametrize("patience", [2, 3, 8])
 def test_every_class_has_its_share_when_all_wait_for_ever(patience: int) -> None:
     """One place, three classes that never run dry: LOW each `patience + 1`th, and HIGH the most."""
@@ -196,9 +197,12 @@ def test_the_wait_that_is_told_follows_what_requests_take() -> None:
 
 
 def test_mistakes_of_the_caller_are_told() -> None:
+    """One id twice would be told two things; ids that do not rise could be that."""
     state, _ = step(QueueState(1, 1, 2), Join(1, HIGH, math.inf), 0.0)
     with pytest.raises(ValueError, match="joined already"):
         step(state, Join(1, LOW, math.inf), 0.0)
+    with pytest.raises(ValueError, match="joined already"):
+        step(state, Join(0, LOW, math.inf), 0.0)
     with pytest.raises(ValueError, match="1 or more"):
         step(state, Resize(0), 0.0)
 

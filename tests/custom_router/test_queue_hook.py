@@ -90,6 +90,7 @@ class Stand:
         return self.registry.get_sample_value(name, labels)
 
 
+@pytest.mark.requirement("L-7")
 async def test_a_place_is_held_until_the_streams_end_and_the_next_in_line_goes_on() -> None:
     stand = Stand(limit={"limit": 1})
     first = stand.ask("first")
@@ -108,6 +109,7 @@ async def test_a_place_is_held_until_the_streams_end_and_the_next_in_line_goes_o
     assert stand.metric("pointsman_queue_wait_seconds_count", group="", priority="low") == 1
 
 
+@pytest.mark.requirement("L-7")
 async def test_full_and_late_are_answers_with_retry_after() -> None:
     stand = Stand(limit={"limit": 1}, size=1)
     first = stand.ask("first")
@@ -138,7 +140,10 @@ async def test_a_header_that_may_not_be_or_means_nothing_is_refused(header: str,
     assert stand.state == (0, 0)
 
 
-async def test_a_client_that_hangs_up_leaves_the_queue_at_once_and_gives_its_place_back() -> None:
+@pytest.mark.requirement("L-7")
+async def test_a_client_that_hangs_up_leaves_the_queue_at_once_and_gives_its_place_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     stand = Stand(limit={"limit": 1})
 
     class Client:
@@ -171,6 +176,7 @@ async def test_a_client_that_hangs_up_leaves_the_queue_at_once_and_gives_its_pla
     waits.left.set()
     await waits.task
     assert stand.state == (1, 1)
+    assert caplog.records == [], "a client that leaves has made no mistake"
     runs.left.set()
     await runs.task
     await stand.until(1, 0, began=2)

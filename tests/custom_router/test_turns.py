@@ -91,6 +91,7 @@ def test_classes_go_before_each_other_and_first_come_first_served() -> None:
     run(work())
 
 
+@pytest.mark.requirement("L-7")
 @pytest.mark.parametrize("after", range(8))
 @pytest.mark.parametrize("how", ["cancel", "free", "gone", "cancel and free", "cancel twice"])
 @pytest.mark.parametrize("released", [False, True])

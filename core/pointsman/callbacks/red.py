@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pointsman.callbacks.metrics import Metrics, Request
 from pointsman.decisions.ticket import current_ticket
 
-__all__ = ["Measured"]
+__all__ = ["CLIENT_GONE", "Measured"]
 
 CLIENT_GONE = 499
 """Status of a request whose client left before an answer began (nginx's word for it)."""

@@ -22,6 +22,7 @@ from starlette.websockets import WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
 from pointsman.callbacks.log_errors import mark, marked
+from pointsman.callbacks.red import CLIENT_GONE
 from pointsman.decisions.ticket import CURRENT, Ticket
 from pointsman.http.request_ids import request_id_of
 
@@ -121,7 +122,7 @@ class _Answer:
         self.ticket.settle(status)
         if status >= 500:
             self.owed = self._fields(status)
-        elif status >= 400:
+        elif status >= 400 and status != CLIENT_GONE:  # a client that leaves has made no mistake
             self._tell(logging.WARNING, self._fields(status))
 
     def escaped(self, error: Exception) -> None:

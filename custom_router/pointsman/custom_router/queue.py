@@ -87,6 +87,7 @@ class QueueState:
         passed: by class, how often in a row its first was passed over.
         soonest: no deadline of those that wait is before it.
         hold: mean seconds for which a place is held (exponentially weighted), None before the first was given back.
+        newest: id of the last that joined.
         closing: from then on nobody may wait or run, None while open.
     """
 
@@ -98,6 +99,7 @@ class QueueState:
     passed: tuple[int, ...] = (0,) * len(Priority)
     soonest: float = math.inf
     hold: float | None = None
+    newest: int = -1
     closing: float | None = None
 
     def retry_after(self, priority: Priority) -> float:
@@ -108,7 +110,7 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """A request arrives. Its id is one that is neither running nor waiting."""
+    """A request arrives. Its id is higher than that of any before it, so that none can be there twice."""
 
     id: int
     priority: Priority
@@ -170,7 +172,7 @@ def step(state: QueueState, event: Event, now: float) -> tuple[QueueState, tuple
     """What follows from an event.
 
     Raises:
-        ValueError: a limit under 1, or an id that joins twice; both are mistakes of the caller.
+        ValueError: a limit under 1, or an id that does not rise; both are mistakes of the caller.
     """
     effects: list[Effect] = []
     match event:
@@ -191,8 +193,9 @@ def step(state: QueueState, event: Event, now: float) -> tuple[QueueState, tuple
 
 
 def _join(state: QueueState, event: Join, now: float, effects: list[Effect]) -> QueueState:
-    if event.id in state.running or any(one.id == event.id for of_class in state.waiting for one in of_class):
-        raise ValueError(f"{event.id} has joined already")
+    if event.id <= state.newest:
+        raise ValueError(f"{event.id} has joined already, or one after it")
+    state = replace(state, newest=event.id)
     deadline = event.deadline if state.closing is None else min(event.deadline, state.closing)
     reason: Reason | None = None
     if deadline <= now:

@@ -74,7 +74,7 @@ class Turn:
         self._queue = queue
         self._priority = priority
         self._deadline = deadline
-        self._number = next(queue.numbers)
+        self._number = -1
         self._told: asyncio.Future[Refuse | None] | None = None
         self._freed = False
         self._began: float | None = None
@@ -90,7 +90,7 @@ class Turn:
         """
         if self._freed:
             raise self._gone()
-        self._told = asyncio.get_running_loop().create_future()
+        self._number, self._told = next(self._queue.numbers), asyncio.get_running_loop().create_future()
         self._queue.waiting[self._number] = self
         try:
             self._queue.apply(Join(self._number, self._priority, self._deadline))
