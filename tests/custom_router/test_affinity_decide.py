@@ -7,10 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from pointsman.custom_router.affinity import Affinity
+from pointsman.callbacks.metrics import SESSIONS, Metrics
+from pointsman.custom_router.affinity import STICKY, Affinity
 from pointsman.custom_router.decide import Decider
+from pointsman.custom_router.kwargs import GENERATED_KEY
 from pointsman.custom_router.override import Wish
+from pointsman.custom_router.pins import KEPT, MOVED, NEW, RETURNED
 from pointsman.custom_router.request import Candidate, Prices, RoutingRequest, Session
 from pointsman.decisions.ticket import Ticket
 from pointsman.resilience_settings import StickySettings
@@ -84,6 +88,28 @@ async def test_everything_else_is_another_session_or_none(change: dict[str, Any]
     other = await stand.pick("a", **change)
     assert (other.order[0], other.strategy) == ("a", "s")
     assert (await stand.pick("a")).order == ("b",), "nor does it move this one"
+
+
+async def test_what_becomes_of_sessions_is_counted() -> None:
+    stand, registry = Stand(), CollectorRegistry()
+    metrics = Metrics(["s"], registry=registry)
+    for names in ("abc", "abc", "bc", "abc"):
+        metrics.record(await stand.pick("a", names=names))
+    metrics.record(await stand.pick("a", sessions=()))
+    counted = {word: registry.get_sample_value("pointsman_sessions_total", {"result": word}) for word in SESSIONS}
+    assert counted == {"new": 1, "kept": 2, "moved": 1, "returned": None}
+    assert {KEPT, NEW, MOVED, RETURNED} == SESSIONS
+    decisions = [
+        registry.get_sample_value("pointsman_routing_decisions_total", {"strategy": name, "fallback": ""})
+        for name in ("s", STICKY)
+    ]
+    assert decisions == [3, 2]
+
+
+def test_what_litellm_calls_an_id_of_its_own_making() -> None:
+    from litellm.constants import SESSION_ID_GENERATED_METADATA_KEY
+
+    assert GENERATED_KEY == SESSION_ID_GENERATED_METADATA_KEY
 
 
 async def test_without_a_strategy_and_where_it_is_off_nothing_sticks() -> None:

@@ -47,6 +47,14 @@ _ROWS = (
         ("strategy",),
     ),
     Metric(
+        "pointsman_sessions_total",
+        "counter",
+        "{decision}",
+        "Decisions for sticky sessions, by what became of the session: `new`, `kept`, `moved` (its deployment was no longer to "
+        "be had), `returned` (to the one it had to leave, which is cheaper).",
+        ("result",),
+    ),
+    Metric(
         "pointsman_requests_total",
         "counter",
         "{request}",

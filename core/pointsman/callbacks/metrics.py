@@ -31,6 +31,8 @@ MAX_WORDS = 64
 ENTITIES = ("key", "team", "team_member", "user", "end_user", "organization", "project", "tag", "model_access_group", "proxy")
 """LiteLLM's, whose budget may be spent; a series each from the start, so that the first rejection is a rise."""
 RELOADS = ("polls", "swaps", "rejected", "failures", "rollbacks")
+SESSIONS = frozenset({"new", "kept", "moved", "returned"})
+"""What may become of a sticky session (`pointsman.custom_router.pins`)."""
 
 DECISION_BUCKETS = (50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.5, 1.0, 5.0)
 SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
@@ -186,6 +188,8 @@ class Metrics:
         strategy = self._strategies(record.strategy or LITELLM)
         self._count("pointsman_routing_decisions_total", strategy, self._fallbacks(record.fallback or ""))
         self._observe("pointsman_routing_decision_seconds", strategy, value=record.microseconds / 1e6)
+        if record.detail is not None and (session := record.detail.get("session")) in SESSIONS:
+            self._count("pointsman_sessions_total", str(session))
 
     def _attempt(self, record: Attempt) -> None:
         model = self._models(record.model or "")
