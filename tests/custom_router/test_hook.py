@@ -38,7 +38,8 @@ class Stand:
             score_timed=lambda *_: ({"weak": 0.1, "strong": 0.9}, 0, 0),
         )
         strategies = SimpleNamespace(get=lambda name: scorer if name == "s" else None)
-        settings = PointsmanSettings.load({"routing": {"default": "s", "deadline_ms": 5000}})
+        routing = {"default": "s", "deadline_ms": 5000}
+        settings = PointsmanSettings.load({"routing": routing, "resilience": router.pop("resilience", {})})
         self.hook.bind(
             SimpleNamespace(settings=settings, strategies=strategies, aliases={}, sinks=(self.records.append,), spans=None)  # type: ignore[arg-type]
         )
@@ -92,6 +93,34 @@ async def test_a_failed_attempt_is_recorded_and_another_serves(monkeypatch: pyte
         (1, "strong", "error", 500)
     ]
     assert [item for item in stand.records.of(Outcome) if item.status == "failure"] == []
+
+
+async def test_a_session_stays_where_it_went_when_its_deployment_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Breakers off: they would keep it from `strong` as well.
+    stand = Stand(
+        monkeypatch,
+        num_retries=2,
+        resilience={"sticky": {"enabled": True}, "breaker": {"enabled": False}},
+        disable_cooldowns=True,
+    )
+
+    async def ask(session: str, key: str = "one") -> str:
+        stand.ticket = Ticket(asked={"x-pointsman-session": session})
+        return await stand.ask(metadata={"user_api_key_hash": key})
+
+    def strong(answer: str) -> None:
+        for item in stand.router.model_list:
+            if item["model_info"]["id"] == "strong":
+                item["litellm_params"]["mock_response"] = answer
+
+    assert await ask("first") == "by strong"
+    strong("litellm.InternalServerError")
+    assert await ask("first") == "by weak"
+    strong("by strong")
+    assert await ask("first") == "by weak"
+    assert stand.ticket.decision is not None
+    assert (stand.ticket.decision.policy, stand.ticket.decision.chosen_by) == ("sticky", "session")
+    assert [await ask("second"), await ask("first", key="another")] == ["by strong"] * 2
 
 
 async def test_a_prompt_that_does_not_fit_the_preferred_one_goes_to_one_that_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
