@@ -135,6 +135,25 @@ def test_those_held_by_hand_are_tried_last() -> None:
     assert worker.state("a") == "closed"
 
 
+def test_where_only_some_may_rest_it_is_those_held_by_hand() -> None:
+    worker, abc = Worker(max_ejection_percent=34, panic_percent=0), group("abc")
+    worker.admit(abc)
+    worker.breakers.hold("up-a", open=True, reason="maintenance", seconds=1)
+    worker.fail("b")
+    assert worker.admit(abc) == {"a": HELD}
+
+
+@pytest.mark.parametrize("other", [{"reason": "r", "seconds": None}, {"reason": "s", "seconds": 6.0}])
+def test_of_two_words_said_at_once_one_holds_everywhere(other: dict[str, Any]) -> None:
+    one, two = Worker(), Worker()
+    one.breakers.hold("up-a", open=True, reason="r", seconds=6.0)
+    two.breakers.hold("up-a", open=True, **other)
+    from_one, from_two = told(one), told(two)
+    one.breakers.adopt(from_two)
+    two.breakers.adopt(from_one)
+    assert one.breakers.describe() == two.breakers.describe()
+
+
 def test_switched_off_it_drops_nobody() -> None:
     worker, ab = Worker(enabled=False), group("ab")
     worker.admit(ab)
