@@ -81,6 +81,7 @@ class Runtime:
         """Where leaf records go; each call neither blocks nor raises."""
         self.logs = logs
         self.on_drain: Callable[[], None] = lambda: None
+        self.in_flight: Callable[[], int] = lambda: 0
         self.models: ModelSync | None = None
         self._channel = channel
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -166,6 +167,7 @@ class Runtime:
             self.metrics.told(message)
             self.metrics.sample(self.decisions.pending, self.decisions.written, self.decisions.dropped, self._serving())
             self.metrics.spend(*spend_waiting(rows_waiting(), datetime.now(UTC)))
+            self.metrics.in_flight(self.in_flight())
             if self.settings.resilience.queue.enabled:
                 self.metrics.queues(self.turns.status()["queues"])
             self.exports.collect()

@@ -204,6 +204,8 @@ def test_states() -> None:
     row = {"name": "knn", "failing": 1, "degraded": 0, "desired_generation": 3, "events": {"polls": 4, "unheard": 1}}
     scrape.metrics.told({"strategies": [row, {**row, "name": "forged"}], "config_failing": 1})
     scrape.metrics.spend(12, 3.5)
+    scrape.metrics.in_flight(5)
+    assert scrape("pointsman_requests_in_flight") == 5
     assert scrape("pointsman_spend_queue_rows") == 12
     assert scrape("pointsman_spend_flush_lag_seconds") == 3.5
     assert scrape("pointsman_decision_queue_records") == 3

@@ -58,7 +58,8 @@ async def served(*, not_ready: float, grace: float) -> AsyncIterator[tuple[Site,
     sock = socket.create_server(("127.0.0.1", 0))
     started = asyncio.Event()
     config = uvicorn.Config(in_flight, log_config=None, lifespan="on", timeout_graceful_shutdown=30)
-    server = DrainingServer(config, in_flight, not_ready=not_ready, grace=grace, on_started=started.set)
+    told: list[float] = []
+    server = DrainingServer(config, in_flight, not_ready=not_ready, grace=grace, on_started=started.set, on_drain=told.append)
     task = asyncio.create_task(server.serve(sockets=[sock]))
     await asyncio.wait_for(started.wait(), 10)
     try:
@@ -68,6 +69,7 @@ async def served(*, not_ready: float, grace: float) -> AsyncIterator[tuple[Site,
         site.release.set()
         await asyncio.wait_for(task, 20)
         assert site.lifespan_ended
+        assert told == [not_ready + grace], "told once, when the drain began"
 
 
 async def test_readiness_goes_first_and_a_request_in_flight_finishes() -> None:

@@ -221,11 +221,18 @@ _ROWS = (
         ("signal", "destination", "result"),
     ),
     Metric(
+        "pointsman_requests_in_flight",
+        "gauge",
+        "{request}",
+        "Requests that have come and whose answers have not ended, those that wait in the queue too, of all workers; while the "
+        "gateway stops, those that it still waits for. Told every five seconds.",
+    ),
+    Metric(
         "pointsman_queue_waiting_requests",
         "gauge",
         "{request}",
-        "Requests that wait for their turn, by class, of all workers. `group`: the model group that has a queue of its own; "
-        "empty: the queue of all others.",
+        "Requests that wait for their turn, by class, of all workers, told every five seconds. `group`: the model "
+        "group that has a queue of its own; empty: the queue of all others.",
         ("group", "priority"),
     ),
     Metric(

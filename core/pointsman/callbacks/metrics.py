@@ -44,6 +44,7 @@ _MODES: dict[str, Literal["livemax", "livemin", "livemostrecent", "livesum"]] = 
     "pointsman_strategy_info": "livesum",
     "pointsman_decision_queue_records": "livesum",
     "pointsman_spend_queue_rows": "livesum",
+    "pointsman_requests_in_flight": "livesum",
     "pointsman_queue_waiting_requests": "livesum",
     "pointsman_queue_running_requests": "livesum",
     "pointsman_queue_limit_requests": "livesum",
@@ -137,6 +138,10 @@ class Metrics:
         """Take how far LiteLLM is behind here with writing what requests cost (`pointsman.callbacks.spend`)."""
         self._safely(self._gauges["pointsman_spend_queue_rows"].set, rows)
         self._safely(self._gauges["pointsman_spend_flush_lag_seconds"].set, lag)
+
+    def in_flight(self, requests: int) -> None:
+        """Take how many requests are in flight in this worker (`pointsman.http.drain`)."""
+        self._safely(self._gauges["pointsman_requests_in_flight"].set, requests)
 
     def queue_left(self, group: str, priority: str, result: str, seconds: float) -> None:
         """Count one request that no longer waits (`pointsman.custom_router.turns`)."""

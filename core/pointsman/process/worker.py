@@ -100,6 +100,7 @@ async def _run(
         redactor=Redactor(welcome["logs"]["secrets"], settings.privacy.redact),
     )
     in_flight = build_app(runtime)
+    runtime.in_flight = lambda: in_flight.count
     config = uvicorn.Config(
         RequestIds(in_flight),
         http="httptools",
