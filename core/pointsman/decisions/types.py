@@ -113,6 +113,10 @@ class Attempt:
         created_at: Unix time in seconds.
         retry_after: seconds that the error's Retry-After asks for, or None. Not stored.
         callers_timeout: the caller had set a time-out for the request. Not stored.
+        first_token_ms: until the first chunk of a streamed answer, or None. Not stored, nor are the next four.
+        prompt_tokens, completion_tokens: as LiteLLM counted them, or None where it did not.
+        broken: the answer had begun, and broke off.
+        flaw: what is wrong with an answer that came whole (`custom_router.flaws`), or None.
     """
 
     decision_id: str
@@ -126,6 +130,11 @@ class Attempt:
     created_at: float = field(default_factory=time.time)
     retry_after: float | None = None
     callers_timeout: bool = False
+    first_token_ms: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    broken: bool = False
+    flaw: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
