@@ -78,14 +78,14 @@ from pointsman.custom_router.hook import router_hook
 from pointsman.decisions.store import DecisionStore
 
 instance = CustomLogger()  # in all gateways, so that it costs them the same
-sinks, spans, count = router_hook._sinks, router_hook._spans, Metrics.request
+sinks, spans, count = router_hook.outcomes.sinks, router_hook._spans, Metrics.request
 signals = {"both": (Metrics, RequestSpans, Logs), "spans": (RequestSpans,), "metrics": (Metrics,), "logs": (Logs,)}
 ways = itertools.cycle(os.environ["BENCH_TELEMETRY"].split(","))
 
 
 def turn(*_):
     owners = (DecisionStore, *signals.get(next(ways), ()))
-    router_hook._sinks = tuple(put for put in sinks if isinstance(put.__self__, owners))
+    router_hook.outcomes.sinks = tuple(put for put in sinks if isinstance(put.__self__, owners))
     router_hook._spans = spans if RequestSpans in owners else None
     Metrics.request = count if Metrics in owners else lambda *_: None
 

@@ -235,7 +235,7 @@ async def test_what_key_and_team_say_of_logging_holds_for_every_call(stand: Call
 
 async def test_what_a_refused_request_had_spent_is_on_its_record() -> None:
     hook, records = RouterHook(), []
-    hook._sinks = (records.append,)
+    hook.outcomes.sinks = (records.append,)
     limits = Limits(CascadeSettings())
     limits.steps.append(Step("plan", "m", 1.0, said=Said("x", Level("m", ("m",), ("m",)), cost=0.25)))
     ticket = Ticket(decision=Decision("dec_1", None, "auto"), cascade=State("auto", Ending(), limits))

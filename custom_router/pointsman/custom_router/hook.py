@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,6 @@ from pointsman.custom_router.affinity import Affinity, session_secret
 from pointsman.custom_router.breakers import Breakers
 from pointsman.custom_router.cascades.calls import inner_target, narrow
 from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
-from pointsman.custom_router.cost import always_strong
 from pointsman.custom_router.decide import Decider
 from pointsman.custom_router.deployments import continued_from, eligible, map_prices
 from pointsman.custom_router.embed import ASKING
@@ -43,11 +42,11 @@ from pointsman.custom_router.kwargs import (
     session_of,
     sessions_of,
 )
+from pointsman.custom_router.outcomes import Outcomes
 from pointsman.custom_router.override import Wish, read_wish
 from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
 from pointsman.custom_router.text import gemini_turns, text_of
-from pointsman.custom_router.verdicts import retry_after_of, sink, tell
-from pointsman.decisions import Attempt, Decision, Outcome
+from pointsman.custom_router.verdicts import sink, tell
 from pointsman.decisions.ticket import Ticket, current_ticket
 from pointsman.errors import PointsmanError
 from pointsman.settings import environment
@@ -60,19 +59,10 @@ __all__ = ["RouterHook", "router_hook"]
 logger = logging.getLogger("pointsman.hook")
 
 
-def _cascade_cost(ticket: Ticket | None) -> float:
-    return ticket.cascade.cost if ticket is not None and isinstance(ticket.cascade, State) else 0.0
-
-
 def _may_go_on(ticket: Ticket) -> None:
     """Raises `CascadeRefusedError` in every group, once the request's cascade has spent its budget or the client has left."""
     if isinstance(ticket.cascade, State):
         ticket.cascade.check()
-
-
-def _status(exception: Exception) -> int | None:
-    status = getattr(exception, "status_code", None)
-    return status if isinstance(status, int) else None
 
 
 def _ids(value: object) -> tuple[str, ...]:
@@ -94,7 +84,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self.breakers: Breakers | None = None
         self._cascades: Cascades | None = None
         self._gate: Gate | None = None
-        self._sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = ()
+        self.outcomes = Outcomes()
         self._spans: RequestSpans | None = None
         self._forward_request_id = False
 
@@ -114,7 +104,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
         queue = runtime.settings.resilience.queue
         self._gate = Gate(runtime.turns, queue) if queue.enabled else None
-        self._sinks, self._spans = (sink(self.breakers), *runtime.sinks), runtime.spans
+        self.outcomes = Outcomes((sink(self.breakers), *runtime.sinks), self._decider.answered)
+        self._spans = runtime.spans
         self._forward_request_id = runtime.settings.telemetry.forward_request_id
 
     def come_last(self) -> None:
@@ -238,7 +229,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket.decision, ticket.retries = decision, retries
         ticket.picked = decision.order[0] if decision.order else None
         metadata[DECISION_KEY] = decision.decision_id
-        self._record(decision)
+        self.outcomes.record(decision)
         if verdict is not None:
             _may_go_on(ticket)
             return verdict.deployments
@@ -278,37 +269,11 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
                 changes["headers"] = {**(kwargs.get("headers") or {}), **headers}
         return {**kwargs, **changes} if changes else None
 
-    def _record(self, record: Decision | Attempt | Outcome) -> None:
-        for put in self._sinks:
-            put(record)
-
     async def async_post_call_failure_deployment_hook(
         self, request_data: Mapping[str, Any], exception: Exception, call_type: Any, fallback_depth: int | None = None
     ) -> None:
         """One attempt failed: remember the deployment, so that this request does not try it again."""
-        ticket = current_ticket()
-        metadata = metadata_of(request_data)
-        info = request_data.get("model_info") or metadata.get("model_info") or {}
-        deployment_id = str(info.get("id") or "") if isinstance(info, Mapping) else ""
-        if ticket is None or ticket.decision is None or not deployment_id:
-            return
-        ticket.failed.add(deployment_id)
-        ticket.attempt_error = type(exception).__name__
-        ticket.attempt += 1
-        self._record(
-            Attempt(
-                # The metadata's, not the ticket's: one HTTP request may make several calls of the router.
-                decision_id=metadata.get(DECISION_KEY) or ticket.decision.decision_id,
-                number=ticket.attempt,
-                deployment_id=deployment_id,
-                model=ticket.models.get(deployment_id),
-                outcome="error",
-                error=type(exception).__name__,
-                status=_status(exception),
-                retry_after=retry_after_of(exception),
-                callers_timeout=ticket.callers_timeout,
-            )
-        )
+        self.outcomes.attempt_failed(request_data, exception)
 
     async def async_post_call_failure_hook(
         self,
@@ -318,63 +283,13 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         traceback_str: str | None = None,
     ) -> None:
         """The request ended badly, after all attempts; LiteLLM's log event would come for attempts that were retried, too."""
-        ticket = current_ticket()
-        if ticket is None:
-            return
-        ticket.error = type(original_exception).__name__
-        if isinstance(original_exception, litellm.BudgetExceededError):
-            ticket.budget = str(original_exception.entity_type or "other").lower()
-        if ticket.decision is None or ticket.closed:
-            return
-        ticket.closed = True
-        self._record(
-            Outcome(
-                decision_id=ticket.decision.decision_id,
-                status="failure",
-                deployment_id=ticket.picked,
-                cost=_cascade_cost(ticket),
-                latency_ms=(time.monotonic() - ticket.started) * 1000,
-            )
-        )
+        self.outcomes.request_failed(original_exception)
 
     async def async_log_success_event(
         self, kwargs: dict[str, Any], response_obj: Any, start_time: datetime, end_time: datetime
     ) -> None:
         """The request ended well (streamed ones after the last chunk)."""
-        params = kwargs.get("litellm_params") or {}
-        decision_id = metadata_of(params).get(DECISION_KEY)
-        if not isinstance(decision_id, str):
-            return
-        payload: Mapping[str, Any] = kwargs.get("standard_logging_object") or {}
-        latency_ms = (end_time - start_time).total_seconds() * 1000
-        deployment_id = payload.get("model_id") or (params.get("model_info") or {}).get("id")
-        ticket = current_ticket()
-        paid, strong = float(payload.get("response_cost") or 0.0), None
-        tokens = number_of(payload.get("prompt_tokens")), number_of(payload.get("completion_tokens"))
-        # A cache hit has a decision and an outcome, but nobody was tried.
-        if deployment_id and not (kwargs.get("cache_hit") or payload.get("cache_hit")):
-            if self._decider is not None:
-                self._decider.answered(ticket, deployment_id, *tokens)
-            number = ticket.attempt + 1 if ticket is not None else 1
-            model = ticket.models.get(deployment_id) if ticket is not None else payload.get("litellm_model_name")
-            ended = end_time.timestamp()
-            self._record(Attempt(decision_id, number, deployment_id, model, "ok", latency_ms=latency_ms, created_at=ended))
-            if ticket is not None:
-                strong = always_strong(ticket.prices, deployment_id, *tokens, paid)
-        if ticket is not None:
-            ticket.closed = True
-        self._record(
-            Outcome(
-                decision_id=decision_id,
-                status="success",
-                deployment_id=deployment_id,
-                prompt_tokens=tokens[0],
-                completion_tokens=tokens[1],
-                cost=paid + _cascade_cost(ticket),
-                latency_ms=latency_ms,
-                strong_cost=strong,
-            )
-        )
+        self.outcomes.answered(kwargs, start_time, end_time)
 
 
 router_hook = RouterHook()

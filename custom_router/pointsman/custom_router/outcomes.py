@@ -1,0 +1,137 @@
+"""How it went: what LiteLLM's hooks tell of attempts and requests becomes `Attempt` and `Outcome` records, given to the sinks.
+
+The hook (`hook.py`) is LiteLLM's entry point and hands on what it is told; here it is judged and recorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import litellm
+
+from pointsman.custom_router.cascades.service import State
+from pointsman.custom_router.cost import always_strong
+from pointsman.custom_router.kwargs import DECISION_KEY, metadata_of, number_of
+from pointsman.custom_router.verdicts import retry_after_of
+from pointsman.decisions import Attempt, Decision, Outcome
+from pointsman.decisions.ticket import Ticket, current_ticket
+
+__all__ = ["Outcomes"]
+
+
+def _cascade_cost(ticket: Ticket | None) -> float:
+    return ticket.cascade.cost if ticket is not None and isinstance(ticket.cascade, State) else 0.0
+
+
+def _status(exception: Exception) -> int | None:
+    status = getattr(exception, "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+class Outcomes:
+    """Records what happened.
+
+    Args:
+        sinks: where records go; each call neither blocks nor raises.
+        answered: told of each answer (ticket, deployment id, prompt tokens, completion tokens), to learn from.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Callable[[Decision | Attempt | Outcome], None]] = (),
+        answered: Callable[[Ticket | None, str, int, int], None] | None = None,
+    ) -> None:
+        self.sinks = tuple(sinks)
+        self._answered = answered
+
+    def record(self, record: Decision | Attempt | Outcome) -> None:
+        """Give a record to all sinks."""
+        for put in self.sinks:
+            put(record)
+
+    def attempt_failed(self, request_data: Mapping[str, Any], exception: Exception) -> None:
+        """One attempt failed: remember the deployment, so that this request does not try it again."""
+        ticket = current_ticket()
+        metadata = metadata_of(request_data)
+        info = request_data.get("model_info") or metadata.get("model_info") or {}
+        deployment_id = str(info.get("id") or "") if isinstance(info, Mapping) else ""
+        if ticket is None or ticket.decision is None or not deployment_id:
+            return
+        ticket.failed.add(deployment_id)
+        ticket.attempt_error = type(exception).__name__
+        ticket.attempt += 1
+        self.record(
+            Attempt(
+                # The metadata's, not the ticket's: one HTTP request may make several calls of the router.
+                decision_id=metadata.get(DECISION_KEY) or ticket.decision.decision_id,
+                number=ticket.attempt,
+                deployment_id=deployment_id,
+                model=ticket.models.get(deployment_id),
+                outcome="error",
+                error=type(exception).__name__,
+                status=_status(exception),
+                retry_after=retry_after_of(exception),
+                callers_timeout=ticket.callers_timeout,
+            )
+        )
+
+    def request_failed(self, exception: Exception) -> None:
+        """The request ended badly, after all attempts."""
+        ticket = current_ticket()
+        if ticket is None:
+            return
+        ticket.error = type(exception).__name__
+        if isinstance(exception, litellm.BudgetExceededError):
+            ticket.budget = str(exception.entity_type or "other").lower()
+        if ticket.decision is None or ticket.closed:
+            return
+        ticket.closed = True
+        self.record(
+            Outcome(
+                decision_id=ticket.decision.decision_id,
+                status="failure",
+                deployment_id=ticket.picked,
+                cost=_cascade_cost(ticket),
+                latency_ms=(time.monotonic() - ticket.started) * 1000,
+            )
+        )
+
+    def answered(self, kwargs: Mapping[str, Any], start_time: datetime, end_time: datetime) -> None:
+        """The request ended well (streamed ones after the last chunk)."""
+        params = kwargs.get("litellm_params") or {}
+        decision_id = metadata_of(params).get(DECISION_KEY)
+        if not isinstance(decision_id, str):
+            return
+        payload: Mapping[str, Any] = kwargs.get("standard_logging_object") or {}
+        latency_ms = (end_time - start_time).total_seconds() * 1000
+        deployment_id = payload.get("model_id") or (params.get("model_info") or {}).get("id")
+        ticket = current_ticket()
+        paid, strong = float(payload.get("response_cost") or 0.0), None
+        tokens = number_of(payload.get("prompt_tokens")), number_of(payload.get("completion_tokens"))
+        # A cache hit has a decision and an outcome, but nobody was tried.
+        if deployment_id and not (kwargs.get("cache_hit") or payload.get("cache_hit")):
+            if self._answered is not None:
+                self._answered(ticket, deployment_id, *tokens)
+            number = ticket.attempt + 1 if ticket is not None else 1
+            model = ticket.models.get(deployment_id) if ticket is not None else payload.get("litellm_model_name")
+            ended = end_time.timestamp()
+            self.record(Attempt(decision_id, number, deployment_id, model, "ok", latency_ms=latency_ms, created_at=ended))
+            if ticket is not None:
+                strong = always_strong(ticket.prices, deployment_id, *tokens, paid)
+        if ticket is not None:
+            ticket.closed = True
+        self.record(
+            Outcome(
+                decision_id=decision_id,
+                status="success",
+                deployment_id=deployment_id,
+                prompt_tokens=tokens[0],
+                completion_tokens=tokens[1],
+                cost=paid + _cascade_cost(ticket),
+                latency_ms=latency_ms,
+                strong_cost=strong,
+            )
+        )
