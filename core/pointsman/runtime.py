@@ -27,6 +27,7 @@ from pointsman.decisions.types import Attempt, Decision, Outcome
 from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
 from pointsman.process.channel import Channel, ChannelClosedError
 from pointsman.process.models import MODELS, ModelSync
+from pointsman.process.sources import Sources
 from pointsman.settings import PointsmanSettings
 from pointsman.strategies.plugins import BrokenPlugin, load_plugin
 from pointsman.strategies.registry import StrategyRegistry
@@ -83,6 +84,8 @@ class Runtime:
         self.on_drain: Callable[[], None] = lambda: None
         self.in_flight: Callable[[], int] = lambda: 0
         self.models: ModelSync | None = None
+        self.facts = Sources(channel.send)
+        """What is told to the other workers, and heard of them; who has or wants facts adds itself before the worker serves."""
         self._channel = channel
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._ids = itertools.count(1)
@@ -161,6 +164,8 @@ class Runtime:
                     call.set_exception(_error_from(error))
                 else:
                     call.set_result(message.get("result"))
+        elif kind == "facts":
+            self.facts.take(message)
         elif kind == "models":
             self._apply_models(message)
         elif kind == "metrics":

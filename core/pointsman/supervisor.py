@@ -7,7 +7,6 @@ pool and the drain. It never imports LiteLLM. What it starts is stopped in rever
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shutil
 import signal
@@ -24,22 +23,22 @@ from pointsman import litellm_config
 from pointsman.callbacks.process_spans import ProcessSpans
 from pointsman.database_credentials import DatabaseAccess
 from pointsman.database_url import migration_url, parts_of
-from pointsman.decisions.store import maintain
 from pointsman.embedded_postgres import EmbeddedPostgres
-from pointsman.errors import ConfigError, DatabaseError, PointsmanError, ProcessError, RequestError
+from pointsman.errors import ConfigError, ProcessError, RequestError
 from pointsman.litellm_config import GatewayConfig
 from pointsman.migrations.engine import QueryEngine
 from pointsman.migrations.indexes import build_indexes_task
-from pointsman.migrations.runner import migrate, require_current
 from pointsman.process.config_sync import ConfigSync
+from pointsman.process.database import keep_partitions, schema
 from pointsman.process.environment import candidate_aliases, most_connections, pooled_url, worker_environment
 from pointsman.process.feed import MetricsFeed
-from pointsman.process.listen import bind
+from pointsman.process.listen import bind, refuse
 from pointsman.process.log_lines import LogLines
 from pointsman.process.pool import WorkerPool
 from pointsman.process.progress import Progress
 from pointsman.process.remote import RemoteService
 from pointsman.process.secrets import Secrets, load_or_create
+from pointsman.process.sharing import Sharing
 from pointsman.process.strategies import StrategyService, groups_in_use
 
 __all__ = ["Options", "Supervisor"]
@@ -48,9 +47,6 @@ logger = logging.getLogger("pointsman.supervisor")
 
 STOP_MARGIN = 30.0
 """Seconds beyond the drain that workers get to flush; then they are killed."""
-
-MAINTENANCE_INTERVAL = 6 * 3600.0
-"""Seconds between two runs of partition upkeep; partitions are made days ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +98,7 @@ class Supervisor:
         self._pool: WorkerPool | None = None
         self._strategies: StrategyService | None = None
         self._remote: RemoteService | None = None
+        self._sharing: Sharing | None = None
         self._aliases: dict[str, dict[str, str]] = {}
         self._found: tuple[litellm_config.Detected, ...] = ()
         self._config_sync: ConfigSync | None = None
@@ -207,6 +204,8 @@ class Supervisor:
         self._pool = pool = WorkerPool(
             run_dir, sock.fileno(), options.workers, environment, self._welcome, self._call, options.output
         )
+        self._sharing = sharing = Sharing(lambda: pool.workers)
+        sharing.attach(pool)
         cache_dir = options.data_dir / ("bundles" if options.embedded else f"serve-{options.port}/bundles")
         if config.settings.strategies:
             _must_be_writable(cache_dir)
@@ -236,13 +235,7 @@ class Supervisor:
         if self._postgres is not None:
             self._spawn(self._postgres.run())
         if direct is not None and engine is not None:
-            with progress.step("database schema"):
-                await self._migrate(direct)
-            with progress.step("query engine"):
-                await engine.start()
-            self._spawn(engine.run())
-            if config.settings.decisions.enabled:
-                self._spawn(self._maintain(direct))
+            await self._prepare(direct, engine)
         if config.settings.strategies:
             with progress.step("strategies"):
                 await remote.start()
@@ -253,6 +246,7 @@ class Supervisor:
         if direct is not None and options.migrate:
             self._spawn(build_indexes_task(direct))
         self._spawn(self._config_sync.run())
+        self._spawn(sharing.run())
         self._spawn(MetricsFeed(strategies.status, self._config_sync.status, lambda: pool.workers).run())
         return pool
 
@@ -297,37 +291,22 @@ class Supervisor:
         self.progress.detail(f"database connections: {most} at most")
         return pooled
 
-    async def _migrate(self, url: str) -> None:
-        """Apply what is pending, or see that nothing is; a database that cannot be reached yet is waited for."""
-        deadline = asyncio.get_running_loop().time() + self.options.database_wait
-        while True:
-            try:
-                if self.options.migrate:
-                    await asyncio.to_thread(migrate, url, self.progress.detail)
-                else:
-                    await asyncio.to_thread(require_current, url)
-                return
-            except DatabaseError as error:
-                if error.code != "E4500" or asyncio.get_running_loop().time() > deadline:
-                    raise
-                self.progress.detail(f"waiting for the database: {error.message}")
-                await asyncio.sleep(1)
-
-    async def _maintain(self, url: str) -> None:
-        """Upkeep of the partitions; without it rows go to the default partition, so it never stands in the way of a start."""
-        while True:
-            try:
-                await maintain(url, self.config.settings.decisions.retention_days)
-            except PointsmanError as error:
-                logger.error("decision records are not maintained: %s", error)
-            await asyncio.sleep(MAINTENANCE_INTERVAL)
+    async def _prepare(self, url: str, engine: QueryEngine) -> None:
+        """The database's schema, then what asks it."""
+        with self.progress.step("database schema"):
+            await schema(url, self.progress.detail, wait=self.options.database_wait, change=self.options.migrate)
+        with self.progress.step("query engine"):
+            await engine.start()
+        self._spawn(engine.run())
+        if self.config.settings.decisions.enabled:
+            self._spawn(keep_partitions(url, self.config.settings.decisions.retention_days))
 
     async def _drain(self, pool: WorkerPool, sock: socket.socket) -> None:
         shutdown = self.config.settings.shutdown
-        refuse = asyncio.ensure_future(_refuse(sock, shutdown.not_ready + 1))
+        refused = asyncio.ensure_future(refuse(sock, shutdown.not_ready + 1))
         await pool.stop(shutdown.not_ready + shutdown.grace + STOP_MARGIN)
-        refuse.cancel()
-        await asyncio.gather(refuse, return_exceptions=True)
+        refused.cancel()
+        await asyncio.gather(refused, return_exceptions=True)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(coroutine)
@@ -371,6 +350,9 @@ class Supervisor:
         if method == "logs":
             assert self._pool is not None  # noqa: S101
             return self.log_lines.change(params, self._pool.broadcast)
+        if method == "sharing":
+            assert self._sharing is not None  # noqa: S101
+            return self._sharing.status()
         if method == "reload":
             return await self._strategies.reload(params["name"])
         if method == "rollback":
@@ -391,10 +373,3 @@ def _must_be_writable(directory: Path) -> None:
             where=str(directory),
             mend="choose a directory of your own with --data-dir",
         ) from error
-
-
-async def _refuse(sock: socket.socket, after: float) -> None:
-    """Make the kernel refuse new connections, for every process that shares the socket; else they would wait in its queue."""
-    await asyncio.sleep(after)
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from pointsman.custom_router.breaker_facts import Board
+from pointsman.custom_router.breaker_facts import Fact
 from pointsman.custom_router.breakers import HELD, OPEN, PROBING, Breakers, Transition
 from pointsman.custom_router.request import Candidate
+from pointsman.process.facts import Shelf
 from pointsman.resilience_settings import BreakerSettings
 
 
@@ -225,24 +226,24 @@ def test_who_starts_anew_and_sees_failures_is_heard_though_it_counts_from_zero()
     assert old.state("a") == "open"
 
 
-def test_a_board_tells_each_of_what_is_new_to_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    board, late, abc = Board(), Worker(Clock(5.0)), group("abc")
+def test_a_shelf_tells_each_of_what_is_new_to_it_once() -> None:
+    shelf, late, abc = Shelf(Fact.from_wire, bound=3), Worker(Clock(5.0)), group("abc")
     one, two = Worker(Clock(0.0)), Worker(Clock(777.0))
     for worker in (one, two, late):
         worker.admit(abc)
     one.fail("a")
     two.breakers.hold("up-b", open=True, reason="maintenance")
     said = told(one)
-    assert board.hear([*said, {"no": "fact"}], 50.0) == [{**said[0], "age": 0.0, "left": 5.0}]
-    assert board.hear(said, 51.0) == []
-    two.breakers.adopt(board.everything(52.0))
-    board.hear(told(two), 52.0)
-    assert two.breakers.describe()[0]["seconds_left"] == 3.0  # it aged on the board
-    late.breakers.adopt(board.everything(52.0))
+    assert shelf.wire(50.0, shelf.hear([*said, {"no": "fact"}], 50.0)) == [{**said[0], "age": 0.0, "left": 5.0}]
+    assert shelf.hear(said, 51.0) == []
+    two.breakers.adopt(shelf.wire(52.0))
+    shelf.hear(told(two), 52.0)
+    assert two.breakers.describe()[0]["seconds_left"] == 3.0  # it aged on the shelf
+    late.breakers.adopt(shelf.wire(52.0))
     assert late.admit(abc) == two.admit(abc) == {"a": OPEN, "b": HELD}
-    monkeypatch.setattr("pointsman.custom_router.breaker_facts.MAX_FACTS", 3)
-    board.hear([{**said[0], "upstream": f"u{number}"} for number in range(9)], 53.0)
-    assert [fact["upstream"] for fact in board.everything(53.0)] == ["u6", "u7", "u8"]
+    shelf.hear([{**said[0], "upstream": f"u{number}"} for number in range(9)], 53.0)
+    assert [fact["upstream"] for fact in shelf.wire(53.0)] == ["up-b", "u7", "u8"]  # an administrator's word outlives them
+    assert (shelf.refused, shelf.forgotten) == (1, 8)
 
 
 NAMES = "abcdefg"

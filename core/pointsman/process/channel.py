@@ -42,6 +42,11 @@ class Channel:
         if not self._writer.is_closing():
             self._writer.write(orjson.dumps(message) + b"\n")
 
+    @property
+    def unread(self) -> int:
+        """Bytes that wait to be written, because the other side does not read."""
+        return self._writer.transport.get_write_buffer_size()
+
     async def receive(self) -> dict[str, Any]:
         """The next message.
 

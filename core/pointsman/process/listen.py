@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import socket
 import time
 
 from pointsman.errors import ProcessError
 
-__all__ = ["bind"]
+__all__ = ["bind", "refuse"]
 
 BACKLOG = 2048
 
@@ -40,3 +42,10 @@ def bind(host: str, port: int, patience: float = 3.0) -> socket.socket:
                 where=f"{host}:{port}",
                 mend="stop what listens there, or choose another port with --port",
             ) from error
+
+
+async def refuse(sock: socket.socket, after: float) -> None:
+    """Make the kernel refuse new connections, for every process that shares the socket; else they would wait in its queue."""
+    await asyncio.sleep(after)
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

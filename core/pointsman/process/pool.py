@@ -81,6 +81,8 @@ class WorkerPool:
         self.workers = [Worker(index) for index in range(size)]
         self.path = run_dir / "control.sock"
         self.on_ready: Callable[[Worker], None] = lambda _: None
+        self.on_join: Callable[[Worker], None] = lambda _: None
+        self.on_facts: Callable[[Worker, Mapping[str, Any]], None] = lambda _, __: None
         self._listen_fd = listen_fd
         self._environment = dict(environment)
         self._welcome = welcome
@@ -204,6 +206,7 @@ class WorkerPool:
         worker.channel = channel
         try:
             channel.send({"type": "welcome", **self._welcome()})
+            self.on_join(worker)
             if self._stopping:  # it was on its way when the drain was told to the others
                 channel.send({"type": "drain"})
             while True:
@@ -213,6 +216,9 @@ class WorkerPool:
                 kind = message["type"]
                 if kind == "call":
                     self._spawn(self._answer(channel, message))
+                    continue
+                if kind == "facts":
+                    self.on_facts(worker, message)
                     continue
                 if kind == "ready":
                     worker.ready, worker.served, worker.failures = True, True, 0

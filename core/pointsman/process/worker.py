@@ -92,6 +92,9 @@ async def _run(
     await runtime.decisions.start()
     await asyncio.gather(runtime.install(welcome["remote"]), *(runtime.apply(snapshot) for snapshot in welcome["snapshots"]))
     router_hook.bind(runtime)
+    for topic, source in (("breakers", router_hook.breakers), ("affinity", router_hook.affinity)):
+        if source is not None:
+            runtime.facts.add(topic, source)
 
     install(
         settings.telemetry.traces,
@@ -132,14 +135,18 @@ async def _run(
         on_drain=lambda seconds: runtime.turns.drain(max(0.0, seconds - QUEUE_SECONDS)),
     )
     runtime.on_drain = server.drain
-    listener = asyncio.create_task(runtime.listen(), name="pointsman-listen")
+    background = [
+        asyncio.create_task(runtime.listen(), name="pointsman-listen"),
+        asyncio.create_task(runtime.facts.run(), name="pointsman-facts"),
+    ]
     try:
         await server.serve(sockets=[socket.socket(fileno=listen_fd)])
     except SystemExit as error:  # uvicorn's way to say that the lifespan failed
         return int(error.code or 1)
     finally:
-        listener.cancel()
-        await asyncio.gather(listener, return_exceptions=True)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
         await runtime.close()
         if export is not None:
             await asyncio.to_thread(export.close, METRICS_SECONDS)

@@ -1,7 +1,7 @@
 """What workers and instances tell each other of their breakers, and which of two facts holds.
 
-Facts have an order, and `merge` takes the higher, so it does not matter in which sequence, how often and over whom they come;
-supervisor and Redis need no more than it. Each worker decides for itself what it makes of one
+Facts have an order, and the higher holds, so it does not matter in which sequence, how often and over whom they come;
+the supervisor's shelf (`process.facts`) needs no more than it. Each worker decides for itself what it makes of one
 (`Breaker.adopt`). Clocks of two machines are not comparable, and wall clocks jump; on the wire stand seconds from now. Who
 keeps facts for others keeps them as `Fact`, by its own clock, and sends them on by `to_wire`: then the ways' delay is all that
 is added to them.
@@ -10,11 +10,11 @@ is added to them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-__all__ = ["Board", "Cause", "Fact", "FactState", "merge"]
+__all__ = ["Cause", "Fact", "FactState"]
 
 Cause: TypeAlias = Literal["failures", "failure_rate", "rate_limit", "probe", "manual"]
 """Failures in a row, their share, answers 429, a probe that failed, an administrator."""
@@ -23,7 +23,6 @@ FactState: TypeAlias = Literal["closed", "open", "held_closed", "held_open"]
 RANK: Mapping[str, int] = {state: rank for rank, state in enumerate(get_args(FactState))}
 MAX_COUNT = 2**53
 MAX_TEXT = 1024
-MAX_FACTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,24 @@ class Fact:
     def order(self) -> tuple[int, int, int, float, str]:
         """The higher is the newer; of two that are equally new, the more careful one. Nothing that the way would change."""
         return self.orders, self.generation, RANK[self.state], self.seconds, self.reason
+
+    @property
+    def key(self) -> str:
+        """The upstream."""
+        return self.upstream
+
+    @property
+    def lasting(self) -> bool:
+        """An administrator's word outlives what the attempts said."""
+        return self.state in ("held_open", "held_closed")
+
+    def over(self, known: Fact) -> Fact | None:
+        """Itself, where it is newer. Of the same fact, heard twice, the first holds: the second was longer on its way."""
+        return self if self.order > known.order else None
+
+    def ended(self, now: float) -> bool:
+        """Never: one that forgot how far its upstream's generation had come would take an old fact for a new one."""
+        return False
 
     def to_wire(self, now: float) -> dict[str, Any]:
         """As JSON; `age` and `left` are seconds from now, None: for ever."""
@@ -99,40 +116,3 @@ class Fact:
         seconds = math.inf if length is None else float(length)
         generation, orders, rests = counts
         return Fact(str(texts[0]), state, since, until, generation, orders, rests, cause, str(texts[1]), seconds)
-
-
-def merge(one: Fact, other: Fact) -> Fact:
-    """The one of the two that holds. Of the same fact, heard twice, the first: the second was longer on its way."""
-    return other if other.order > one.order else one
-
-
-class Board:
-    """What is known of all upstreams where facts come together: in the supervisor, or before a store that instances share.
-
-    Who receives `{"type": "facts", "breakers": [...]}` from a worker gives the list to `hear` and sends what comes back to
-    every worker, where it goes to `Breakers.adopt`; a worker that is new is sent `everything`. It holds no clock; `now` is
-    monotonic seconds of the process that holds it.
-    """
-
-    def __init__(self) -> None:
-        self._facts: dict[str, Fact] = {}
-
-    def hear(self, said: Iterable[Mapping[str, Any]], now: float) -> list[dict[str, Any]]:
-        """Take up facts; gives back those of them that are news, as JSON. What is no fact is passed over."""
-        news: dict[str, Fact] = {}
-        for item in said:
-            try:
-                fact = Fact.from_wire(item, now)
-            except ValueError:
-                continue
-            known = self._facts.pop(fact.upstream, None)
-            self._facts[fact.upstream] = held = fact if known is None else merge(known, fact)
-            if known is None or held.order != known.order:
-                news[fact.upstream] = held
-        while len(self._facts) > MAX_FACTS:  # the one that was not heard of for the longest time
-            del self._facts[next(iter(self._facts))]
-        return [fact.to_wire(now) for fact in news.values()]
-
-    def everything(self, now: float) -> list[dict[str, Any]]:
-        """All facts, as JSON."""
-        return [fact.to_wire(now) for fact in self._facts.values()]
