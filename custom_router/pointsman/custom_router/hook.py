@@ -289,7 +289,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self, kwargs: dict[str, Any], response_obj: Any, start_time: datetime, end_time: datetime
     ) -> None:
         """The request ended well (streamed ones after the last chunk)."""
-        self.outcomes.answered(kwargs, start_time, end_time)
+        self.outcomes.answered(kwargs, response_obj, start_time, end_time)
 
 
 router_hook = RouterHook()

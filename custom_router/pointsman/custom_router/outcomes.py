@@ -14,6 +14,7 @@ import litellm
 
 from pointsman.custom_router.cascades.service import State
 from pointsman.custom_router.cost import always_strong
+from pointsman.custom_router.flaws import MALFORMED, flaw_of, malformed
 from pointsman.custom_router.kwargs import DECISION_KEY, metadata_of, number_of
 from pointsman.custom_router.verdicts import retry_after_of
 from pointsman.decisions import Attempt, Decision, Outcome
@@ -29,6 +30,20 @@ def _cascade_cost(ticket: Ticket | None) -> float:
 def _status(exception: Exception) -> int | None:
     status = getattr(exception, "status_code", None)
     return status if isinstance(status, int) else None
+
+
+def _milliseconds(begin: datetime, end: datetime) -> float:
+    return (end.timestamp() - begin.timestamp()) * 1000
+
+
+def _between(begin: datetime, moment: datetime, end: datetime) -> bool:
+    return begin.timestamp() <= moment.timestamp() <= end.timestamp()
+
+
+def _first_token(kwargs: Mapping[str, Any], began: datetime, ended: datetime) -> float | None:
+    """Milliseconds to the first chunk of a streamed answer; LiteLLM tells of others that they began when they ended."""
+    first = kwargs.get("completion_start_time") if kwargs.get("stream") else None
+    return _milliseconds(began, first) if isinstance(first, datetime) and _between(began, first, ended) else None
 
 
 class Outcomes:
@@ -75,6 +90,7 @@ class Outcomes:
                 status=_status(exception),
                 retry_after=retry_after_of(exception),
                 callers_timeout=ticket.callers_timeout,
+                flaw=MALFORMED if malformed(exception) else None,
             )
         )
 
@@ -99,14 +115,14 @@ class Outcomes:
             )
         )
 
-    def answered(self, kwargs: Mapping[str, Any], start_time: datetime, end_time: datetime) -> None:
+    def answered(self, kwargs: Mapping[str, Any], response: object, start_time: datetime, end_time: datetime) -> None:
         """The request ended well (streamed ones after the last chunk)."""
         params = kwargs.get("litellm_params") or {}
         decision_id = metadata_of(params).get(DECISION_KEY)
         if not isinstance(decision_id, str):
             return
         payload: Mapping[str, Any] = kwargs.get("standard_logging_object") or {}
-        latency_ms = (end_time - start_time).total_seconds() * 1000
+        latency_ms = _milliseconds(start_time, end_time)
         deployment_id = payload.get("model_id") or (params.get("model_info") or {}).get("id")
         ticket = current_ticket()
         paid, strong = float(payload.get("response_cost") or 0.0), None
@@ -117,8 +133,24 @@ class Outcomes:
                 self._answered(ticket, deployment_id, *tokens)
             number = ticket.attempt + 1 if ticket is not None else 1
             model = ticket.models.get(deployment_id) if ticket is not None else payload.get("litellm_model_name")
-            ended = end_time.timestamp()
-            self.record(Attempt(decision_id, number, deployment_id, model, "ok", latency_ms=latency_ms, created_at=ended))
+            # LiteLLM's start is the request's; attempts that failed before this one are not its own time.
+            began = kwargs.get("api_call_start_time")
+            began = began if isinstance(began, datetime) and _between(start_time, began, end_time) else start_time
+            self.record(
+                Attempt(
+                    decision_id,
+                    number,
+                    deployment_id,
+                    model,
+                    "ok",
+                    latency_ms=_milliseconds(began, end_time),
+                    created_at=end_time.timestamp(),
+                    first_token_ms=_first_token(kwargs, began, end_time),
+                    prompt_tokens=tokens[0] or None,
+                    completion_tokens=tokens[1] or None,
+                    flaw=flaw_of(response, kwargs.get("optional_params") or {}),
+                )
+            )
             if ticket is not None:
                 strong = always_strong(ticket.prices, deployment_id, *tokens, paid)
         if ticket is not None:
