@@ -36,17 +36,21 @@ class StockLiteLLM:
         config: what goes into its YAML file.
         directory: its own.
         database_url: with LiteLLM's tables in it; it does not migrate.
-        keys: LITELLM_MASTER_KEY and LITELLM_SALT_KEY.
+        keys: LITELLM_MASTER_KEY and LITELLM_SALT_KEY, and whatever else it shall find in its environment.
+        workers: processes that serve.
     """
 
-    def __init__(self, config: Mapping[str, Any], directory: Path, database_url: str, keys: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], directory: Path, database_url: str, keys: Mapping[str, str], workers: int = 1
+    ) -> None:
         self.directory = directory
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log_path = directory / "stock.log"
         self.port = free_port()
         self._config = directory / "config.yaml"
         self._config.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-        self._mark = uuid.uuid4().hex
+        self.mark = uuid.uuid4().hex
+        self._workers = workers
         self._keys = dict(keys)
         self._url = database_url
         folder = directory / "engine"
@@ -59,11 +63,11 @@ class StockLiteLLM:
     def __enter__(self) -> StockLiteLLM:
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._engine.start(), self._loop).result(60)
-        environment = clean_environment(**self._keys, **{MARK: self._mark})
+        environment = clean_environment(**self._keys, **{MARK: self.mark})
         environment |= litellm_environment(load(self._config, environment), environment) | dict(self._engine.environment)
         environment |= self._schema_engine() | {"DATABASE_URL": self._url, "DISABLE_SCHEMA_UPDATE": "true"}
         command = [str(Path(sysconfig.get_path("scripts")) / "litellm"), "--config", str(self._config)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--num_workers", str(self._workers)]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command, env=environment, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -80,7 +84,7 @@ class StockLiteLLM:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(20)
-            kill_all(self._mark)
+            kill_all(self.mark)
             self._process.wait(10)
         asyncio.run_coroutine_threadsafe(self._engine.stop(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
