@@ -9,12 +9,27 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["BreakerSettings", "LimitSettings", "QueueSettings", "ResilienceSettings", "SessionSource", "StickySettings"]
+__all__ = [
+    "BreakerSettings",
+    "LimitSettings",
+    "ProbeSettings",
+    "QueueSettings",
+    "ResilienceSettings",
+    "ScoreSettings",
+    "SessionSource",
+    "StickySettings",
+    "WarmUpSettings",
+]
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
+def _part_of(whole: int, worker: int, workers: int) -> int:
+    """What one of the workers has of a number that they share: as even as can be, and together the whole."""
+    return whole // workers + (worker < whole % workers)
 
 
 class _Part(BaseModel):
@@ -95,12 +110,17 @@ class StickySettings(_Part):
 
 
 class LimitSettings(_Part):
-    """How many requests of a queue run at once, in each worker."""
+    """How many requests of a queue run at once in an instance."""
 
     kind: Literal["fixed", "adaptive"] = Field(
         "fixed", description="`adaptive`: it begins at `limit` and follows the gradient of the answers' latency."
     )
-    limit: int = Field(100, ge=1, le=10_000, description="Requests that run at once, in each worker.")
+    limit: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Requests that run at once, in all workers of the instance; each has its share, 1 at least.",
+    )
     least: int = Field(10, ge=1, le=10_000, description="An adaptive limit does not fall below it.")
     most: int = Field(1_000, ge=1, le=10_000, description="An adaptive limit does not rise above it.")
     tolerance: float = Field(
@@ -117,6 +137,11 @@ class LimitSettings(_Part):
             raise ValueError("least is at most limit, and limit at most most")
         return self
 
+    def share(self, worker: int, workers: int) -> LimitSettings:
+        """Of one of the workers, counted from 0."""
+        limit, least, most = (max(1, _part_of(value, worker, workers)) for value in (self.limit, self.least, self.most))
+        return self.model_copy(update={"limit": limit, "least": min(least, limit), "most": most})
+
 
 class QueueSettings(_Part):
     """Requests that wait for their turn in the gateway, by priority: `high`, `normal`, `low`.
@@ -131,7 +156,9 @@ class QueueSettings(_Part):
     groups: dict[str, LimitSettings] = Field(
         default_factory=dict, description="Model groups that have a queue of their own, and its limit."
     )
-    size: int = Field(200, ge=0, le=10_000, description="Requests of each class that may wait in a queue; more: 429, E4720.")
+    size: int = Field(
+        200, ge=0, le=10_000, description="Requests of each class that may wait in a queue of the instance; more: 429, E4720."
+    )
     max_wait: Seconds = Field(
         30.0,
         description="Seconds that a request may wait, or less where `x-pointsman-deadline-ms` says so; longer: 503, E4721.",
@@ -144,6 +171,51 @@ class QueueSettings(_Part):
     )
     default: Literal["high", "normal", "low"] = Field("normal", description="Class of a request whose key and team do not say.")
 
+    def share(self, worker: int, workers: int) -> QueueSettings:
+        """Of one of the workers, counted from 0; all shares together are the instance's, where there is one for each."""
+        size = _part_of(self.size, worker, workers) if self.size >= workers else min(1, self.size)
+        groups = {name: limit.share(worker, workers) for name, limit in self.groups.items()}
+        return self.model_copy(update={"limit": self.limit.share(worker, workers), "size": size, "groups": groups})
+
+
+class ScoreSettings(_Part):
+    """How well each upstream does (`GET /pointsman/providers`), by attempts and feedback that fade with time."""
+
+    half_life: Seconds = Field(300.0, description="Seconds after which an attempt counts half.")
+    feedback_half_life: float = Field(
+        86_400.0, gt=0, le=31_536_000, allow_inf_nan=False, description="Seconds after which feedback counts half."
+    )
+
+
+class ProbeSettings(_Part):
+    """Questions of the gateway's own to deployments that nobody has asked for a while. They cost what the provider asks."""
+
+    enabled: bool = Field(False, description="Ask idle deployments whether they answer.")
+    interval: float = Field(
+        300.0,
+        ge=1,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds without an attempt after which an upstream is asked; one whose breaker is half open: at once.",
+    )
+    jitter: Share = Field(0.2, description="Part of `interval` that chance may add.")
+    timeout: Seconds = Field(10.0, description="Seconds that an answer may take; later is a failure.")
+    concurrency: int = Field(4, ge=1, le=100, description="Deployments that are asked at once.")
+    groups: tuple[str, ...] | None = Field(None, description="Model groups whose deployments are asked; none: all.")
+
+
+class WarmUpSettings(_Part):
+    """One tiny question to local backends before traffic comes, so that the first request does not pay for loading a model.
+
+    Local is what `model_info.pointsman.local` says; without it, providers that serve models themselves (vLLM, Ollama, llamafile,
+    LM Studio, ...), and OpenAI's protocol at an address of a private network.
+    """
+
+    enabled: bool = Field(False, description="Ask local backends at the start, and when their breaker has closed.")
+    wait: bool = Field(True, description="Be ready only when they have answered, or `timeout` is over.")
+    timeout: Seconds = Field(60.0, description="Seconds that all of it may take at the start, and one question later on.")
+    concurrency: int = Field(4, ge=1, le=100, description="Backends that are asked at once.")
+
 
 class ResilienceSettings(_Part):
     """Each part its own class."""
@@ -151,3 +223,6 @@ class ResilienceSettings(_Part):
     breaker: BreakerSettings = Field(default_factory=BreakerSettings, description="Circuit breakers.")
     sticky: StickySettings = Field(default_factory=StickySettings, description="Sessions that stay where they are.")
     queue: QueueSettings = Field(default_factory=QueueSettings, description="Waiting for a turn, by priority.")
+    scores: ScoreSettings = Field(default_factory=ScoreSettings, description="How well upstreams do.")
+    probes: ProbeSettings = Field(default_factory=ProbeSettings, description="Questions to idle deployments.")
+    warm_up: WarmUpSettings = Field(default_factory=WarmUpSettings, description="Questions to local backends before traffic.")
