@@ -21,6 +21,7 @@ from typing import Any
 
 from pointsman import litellm_config
 from pointsman.callbacks.process_spans import ProcessSpans
+from pointsman.custom_router.session_keys import session_secret
 from pointsman.database_credentials import DatabaseAccess
 from pointsman.database_url import migration_url, parts_of
 from pointsman.embedded_postgres import EmbeddedPostgres
@@ -103,6 +104,7 @@ class Supervisor:
         self._found: tuple[litellm_config.Detected, ...] = ()
         self._config_sync: ConfigSync | None = None
         self._env: dict[str, str] = {}
+        self._session_secret = b""
         self._database_url: str | None = None
         self._postgres: EmbeddedPostgres | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -204,7 +206,8 @@ class Supervisor:
         self._pool = pool = WorkerPool(
             run_dir, sock.fileno(), options.workers, environment, self._welcome, self._call, options.output
         )
-        self._sharing = sharing = Sharing(lambda: pool.workers)
+        self._session_secret = session_secret(environment, config.master_key)
+        self._sharing = sharing = Sharing(lambda: pool.workers, config.settings.resilience.sticky)
         sharing.attach(pool)
         cache_dir = options.data_dir / ("bundles" if options.embedded else f"serve-{options.port}/bundles")
         if config.settings.strategies:
@@ -338,6 +341,7 @@ class Supervisor:
             "models": self._config_sync.models,
             "snapshots": self._strategies.snapshots(),
             "remote": self._remote.socket,
+            "sessions": self._session_secret.hex(),
             "logs": self.log_lines.for_worker(self._database_url),
         }
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman.custom_router.affinity import Affinity, Waiting, session_key, session_secret
+from pointsman.custom_router.affinity import Affinity, Waiting
 from pointsman.custom_router.kwargs import session_of, sessions_of
 from pointsman.custom_router.pins import KEPT, REST, Pin, claimed, goes_back, winner
 from pointsman.custom_router.policy import Costs
 from pointsman.custom_router.request import Session
+from pointsman.custom_router.session_keys import session_key, session_secret
 from pointsman.resilience_settings import StickySettings
 
 ON = StickySettings(enabled=True)
@@ -171,16 +172,16 @@ def test_a_pin_moves_only_when_its_deployment_left(pin: Pin | None, chosen: str,
 
 
 def test_it_goes_back_only_where_that_is_cheaper_after_the_lost_cache() -> None:
-    there, away = {"home", "here"}, Pin("here", 0.0, 1, "home")
+    there, away = {"home", "here"}, Pin("here", 9.0, 1, "home")
     cheaper = Costs({"home": 1.0, "here": 3.0})
-    assert goes_back(away, there, cheaper, REST) == Pin("home", REST, 2)
-    assert goes_back(away, there, Costs(cheaper.expected, {"home": 2.0}), REST) is None
-    assert goes_back(away, there, Costs(cheaper.expected, {"home": 1.9}), REST) is not None
-    assert goes_back(away, there, Costs({"home": 3.0, "here": 3.0}), REST) is None
-    assert goes_back(away, there, Costs({"home": 1.0}), REST) is None, "without prices there is nothing to weigh"
-    assert goes_back(away, {"here"}, cheaper, REST) is None
-    assert goes_back(away, there, cheaper, REST - 1) is None
-    assert goes_back(Pin("here", 0.0, 1), there, cheaper, REST) is None
+    assert goes_back(away, there, cheaper, REST, 77.0) == Pin("home", 77.0, 2)
+    assert goes_back(away, there, Costs(cheaper.expected, {"home": 2.0}), REST, 77.0) is None
+    assert goes_back(away, there, Costs(cheaper.expected, {"home": 1.9}), REST, 77.0) is not None
+    assert goes_back(away, there, Costs({"home": 3.0, "here": 3.0}), REST, 77.0) is None
+    assert goes_back(away, there, Costs({"home": 1.0}), REST, 77.0) is None, "without prices there is nothing to weigh"
+    assert goes_back(away, {"here"}, cheaper, REST, 77.0) is None
+    assert goes_back(away, there, cheaper, REST - 1, 77.0) is None
+    assert goes_back(Pin("here", 0.0, 1), there, cheaper, REST, 77.0) is None
 
 
 # What a worker remembers.
@@ -205,9 +206,12 @@ def test_a_jump_of_the_clock_ends_nothing() -> None:
     affinity = time.affinity(ttl=100)
     mine = key(affinity)
     affinity.claim(mine, "a", {"a"})
+    other = time.affinity(ttl=100)
     for jump in (1e6, -3e6):
         time.unix += jump
         assert affinity.claim(mine, "b", {"a", "b"})[0].deployment_id == "a"
+        tell(affinity, other)
+        assert other.find(mine) == affinity.find(mine), "nor is anything told by the clock on the wall"
 
 
 def test_memory_is_bounded_and_one_tenant_cannot_make_anothers_sessions_forgotten() -> None:
@@ -306,7 +310,7 @@ def test_news_that_wait_are_bounded_and_come_with_the_sessions_next_request() ->
     assert affinity.news() == []
 
 
-GOOD = {"session": "00" * 24, "deployment": "a", "since": 1.0, "moves": 0, "left": None, "used": 1_700_000_000.0}
+GOOD = {"session": "00" * 24, "deployment": "a", "since": 1.0, "moves": 0, "left": None, "age": 9.0, "idle": 1}
 
 
 @pytest.mark.parametrize(
@@ -325,7 +329,10 @@ GOOD = {"session": "00" * 24, "deployment": "a", "since": 1.0, "moves": 0, "left
         {"since": math.nan},
         {"since": math.inf},
         {"since": 10**400},
-        {"used": None},
+        {"idle": None},
+        {"idle": -1},
+        {"age": "1"},
+        {"age": True},
     ],
 )
 def test_news_that_mean_nothing_are_counted_and_passed_over(change: dict[str, Any]) -> None:
@@ -336,16 +343,5 @@ def test_news_that_mean_nothing_are_counted_and_passed_over(change: dict[str, An
 
 def test_news_of_a_session_that_has_ended_are_none() -> None:
     affinity = Time().affinity(ttl=100)
-    assert affinity.adopt([{**GOOD, "used": GOOD["used"] - 101}]) == 0  # type: ignore[operator]
+    assert affinity.adopt([{**GOOD, "idle": 101}]) == 0
     assert len(affinity) == 0
-
-
-def test_who_comes_later_is_told_of_everything() -> None:
-    time = Time()
-    one, two = time.affinity(), time.affinity()
-    for number in range(5):
-        one.claim(key(one, str(number)), "a", {"a"})
-    one.news()
-    one.retell()
-    tell(one, two)
-    assert len(two) == 5

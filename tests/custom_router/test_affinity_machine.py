@@ -59,13 +59,19 @@ class Sticky(RuleBasedStateMachine):
         self.made: dict[Any, set[Pin]] = {}
         self.last: dict[Any, str] = {}
 
-    @initialize(prompt=st.booleans(), priced=st.booleans(), tight=st.booleans())
-    def start(self, prompt: bool, priced: bool, tight: bool) -> None:
-        """`prompt`: news arrive before the next request does, else they lie about. `tight`: there is too little memory."""
+    @initialize(prompt=st.booleans(), priced=st.booleans(), tight=st.booleans(), skew=st.sampled_from([0.0, 1e6, -1e6]))
+    def start(self, prompt: bool, priced: bool, tight: bool, skew: float) -> None:
+        """`prompt`: news arrive before the next request does, else they lie about. `tight`: there is too little memory.
+
+        Neither clock of the one has anything in common with the other's.
+        """
         self.prompt, self.priced = prompt, priced
         self.bound, self.share = (6, 2) if tight else (9, 9)
         sticky = StickySettings(enabled=True, ttl=TTL, max_sessions=self.bound, max_sessions_per_tenant=self.share)
-        self.affinities = [Affinity(sticky, b"k", lambda: self.monotonic, lambda: self.wall) for _ in range(2)]
+        self.affinities = [
+            Affinity(sticky, b"k", lambda: self.monotonic, lambda: self.wall),
+            Affinity(sticky, b"k", lambda: self.monotonic + 1e5, lambda: self.wall + skew),
+        ]
         shelf: Any = SimpleNamespace(get=lambda name: Asks() if name == "s" else None)
         self.deciders = [
             Decider(RoutingSettings(default="s", deadline_ms=5000), shelf, {}, capture_prompts=False, affinity=one)

@@ -61,11 +61,17 @@ class Shelf(Generic[K]):
     Args:
         read: makes a fact of JSON and the monotonic second at which it was true; raises ValueError where it is none.
         bound: facts that are kept; of more the one that was not heard of for the longest time goes.
+        contradicted: whether who told the first has to hear that the second holds; None: nobody who has heard all can have
+            told something that does not hold.
     """
 
-    def __init__(self, read: Callable[[Fact, float], K], bound: int = 10_000) -> None:
-        self._read, self._bound = read, bound
+    def __init__(
+        self, read: Callable[[Fact, float], K], bound: int = 10_000, contradicted: Callable[[K, K], bool] | None = None
+    ) -> None:
+        self._read, self._bound, self._contradicted = read, bound, contradicted
         self._kept: dict[str, K] = {}
+        self.corrected: list[str] = []
+        """Keys of the last `hear` of which something else holds than was told."""
         self.refused = 0
         """What was no fact."""
         self.forgotten = 0
@@ -77,6 +83,7 @@ class Shelf(Generic[K]):
     def hear(self, said: Iterable[Fact], at: float) -> list[str]:
         """Take facts that were true at a monotonic second; gives back the keys of which something else holds now."""
         news: dict[str, None] = {}
+        self.corrected = []
         for item in said:
             try:
                 fact = self._read(item, at)
@@ -90,6 +97,8 @@ class Shelf(Generic[K]):
             kept = holds if holds is not None else known
             assert kept is not None  # noqa: S101 - narrows the type; one of the two is there
             self._kept[fact.key] = kept
+            if self._contradicted is not None and self._contradicted(fact, kept):
+                self.corrected.append(fact.key)
         while len(self._kept) > self._bound:
             self._forget()
         return [key for key in news if key in self._kept]
@@ -192,6 +201,8 @@ class Exchange:
             for worker in self._workers():
                 if worker is not teller:
                     self._send(worker, str(topic), told)
+        if shelf.corrected and teller is not None:
+            self._send(teller, str(topic), shelf.wire(now, shelf.corrected))
         return news
 
     def _send(self, worker: Worker, topic: str, facts: Sequence[Fact]) -> None:

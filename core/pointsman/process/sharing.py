@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pointsman.custom_router.breaker_facts import Fact
-from pointsman.custom_router.pin_facts import PinFact
+from pointsman.custom_router.pin_facts import contradicted, reader
 from pointsman.process.facts import Exchange, Shelf
 from pointsman.process.pool import Worker, WorkerPool
+from pointsman.resilience_settings import StickySettings
 
 __all__ = ["Sharing", "shelves"]
 
@@ -20,11 +21,12 @@ CATCH_UP = 1.0
 """Seconds between two looks for workers that read again."""
 
 
-def shelves() -> dict[str, Shelf[Any]]:
-    """Topic -> shelf; a worker's `Sources` have the same names."""
+def shelves(sticky: StickySettings | None = None) -> dict[str, Shelf[Any]]:
+    """Topic -> shelf; a worker's `Sources` have the same names. `sticky`: how long sessions last, and how many there are."""
+    sticky = sticky or StickySettings()
     return {
         "breakers": Shelf(Fact.from_wire),
-        "affinity": Shelf(PinFact.from_wire, bound=50_000),
+        "affinity": Shelf(reader(sticky.ttl), sticky.max_sessions, contradicted),
     }
 
 
@@ -33,10 +35,11 @@ class Sharing:
 
     Args:
         workers: the worker slots.
+        sticky: see `shelves`.
     """
 
-    def __init__(self, workers: Callable[[], Sequence[Worker]]) -> None:
-        self.exchange = Exchange(shelves(), workers)
+    def __init__(self, workers: Callable[[], Sequence[Worker]], sticky: StickySettings | None = None) -> None:
+        self.exchange = Exchange(shelves(sticky), workers)
 
     def attach(self, pool: WorkerPool) -> None:
         """Hear what the pool's workers tell, and tell those that join."""

@@ -91,7 +91,7 @@ async def _run(
     runtime.metrics.know(welcome["models"])
     await runtime.decisions.start()
     await asyncio.gather(runtime.install(welcome["remote"]), *(runtime.apply(snapshot) for snapshot in welcome["snapshots"]))
-    router_hook.bind(runtime)
+    router_hook.bind(runtime, bytes.fromhex(welcome["sessions"]))
     for topic, source in (("breakers", router_hook.breakers), ("affinity", router_hook.affinity)):
         if source is not None:
             runtime.facts.add(topic, source)

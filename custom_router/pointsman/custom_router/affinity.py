@@ -14,50 +14,26 @@ Memory of one worker, bounded, and bounded for each tenant; an end of a session 
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pointsman.custom_router.conversation import PREFIX_CHARS, digest_of
-from pointsman.custom_router.pins import KEY_BYTES, Pin, claimed, fact_of_pin, goes_back, pin_of_fact, winner
+from pointsman.custom_router.pin_facts import PinFact
+from pointsman.custom_router.pins import Pin, claimed, goes_back
 from pointsman.custom_router.policy import Costs
 from pointsman.custom_router.request import Session
+from pointsman.custom_router.session_keys import TENANT_BYTES, session_key
 from pointsman.resilience_settings import StickySettings
 
-__all__ = ["STICKY", "Affinity", "Waiting", "session_key", "session_secret"]
+__all__ = ["STICKY", "Affinity", "Waiting"]
 
 STICKY = "sticky"
 """In a decision: the strategy's name, the policy, and why the others were dropped, where a pin decided."""
-TENANT_BYTES = 8
-"""Of a session's key, its beginning."""
-
-
-def session_secret(env: Mapping[str, str]) -> bytes:
-    """The key of the sessions' digests: the same in all that share a salt key (or master key), else of this process alone."""
-    secret = env.get("LITELLM_SALT_KEY") or env.get("LITELLM_MASTER_KEY")
-    if not secret:
-        return os.urandom(32)
-    return hashlib.blake2b(secret.encode("utf-8", "replace"), digest_size=32, person=b"pointsman pins").digest()
-
-
-def session_key(secret: bytes, tenant: Sequence[str | None], group: str, session: Session) -> bytes | None:
-    """By what a session is known: a tenant's digest and the session's. None without a tenant, who could be anybody.
-
-    Args:
-        secret: of `session_secret`.
-        tenant: hash of the key, team, user.
-        group: model group.
-        session: its id; of one that is too long the beginning counts.
-    """
-    if not any(tenant):
-        return None
-    parts = ("session", *tenant, group, session.source, session.value[:PREFIX_CHARS])
-    return digest_of(("tenant", *tenant), secret, TENANT_BYTES) + digest_of(parts, secret, KEY_BYTES - TENANT_BYTES)
+ROUND = 250
+"""Facts that are told at a time, some 60 KB; at five rounds a second more new sessions than a worker can begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +58,8 @@ class Waiting:
 @dataclass(slots=True)
 class _Entry:
     pin: Pin
+    moved: float
+    """Monotonic time at which it came there."""
     used: float
     """Monotonic time of the last request."""
     told: float
@@ -95,7 +73,7 @@ class Affinity:
         settings: see there.
         secret: key of the digests (`session_secret`).
         clock: monotonic seconds, by which sessions end.
-        wall: Unix time, by which the oldest pin is told.
+        wall: Unix time, by which pins are told apart and the older one is known.
     """
 
     MAX_FACTS = 4096
@@ -157,63 +135,59 @@ class Affinity:
         pin = self.find(session)
         if pin is None or not self.settings.returns or pin.left not in there:
             return None
-        home = goes_back(pin, there, costs(), self._wall())
+        home = goes_back(pin, there, costs(), self._clock() - self._entries[session].moved, self._wall())
         if home is not None:
             self._use(session, home)
         return home
 
-    def news(self, limit: int = 256) -> list[dict[str, Any]]:
+    def news(self, limit: int = ROUND) -> list[dict[str, Any]]:
         """What the others do not know yet: JSON values, at most `limit`; they count as told."""
         result: list[dict[str, Any]] = []
-        now, wall = self._clock(), self._wall()
+        now = self._clock()
         while self._untold and len(result) < limit:
             session, _ = self._untold.popitem(last=False)
             entry = self._entries.get(session)
             if entry is None:
                 continue
             entry.told = now
-            result.append(fact_of_pin(session, entry.pin, wall - max(0.0, now - entry.used)))
+            result.append(PinFact(session, entry.pin, entry.moved, entry.used, self.settings.ttl).to_wire(now))
         return result
-
-    def retell(self) -> None:
-        """Tell all of it again, for those who have just come; of very many sessions the ones used last."""
-        for session in self._entries:
-            self._tell(session)
 
     def adopt(self, said: Iterable[Mapping[str, Any]]) -> int:
         """Take what others tell, in any order, any number of times; gives back how many meant nothing, and are passed over."""
-        refused = 0
-        for fact in said:
-            read = pin_of_fact(fact)
-            if read is None:
+        refused, now = 0, self._clock()
+        for item in said:
+            try:
+                fact = PinFact.from_wire(item, now, self.settings.ttl)
+            except (ValueError, TypeError, AttributeError):  # from outside; whatever it is, it is no fact
                 refused += 1
                 continue
-            session, pin, used = read
-            stamp = self._clock() - max(0.0, self._wall() - used)
-            if self._clock() - stamp > self.settings.ttl:
-                continue  # it has ended
-            known = self.find(session)
-            best = pin if known is None else winner(known, pin)
-            entry = self._entries.get(session)
-            if entry is None:
-                self._keep(session, _Entry(best, stamp, self._clock()))
+            if fact.ended(now):
                 continue
-            entry.pin, entry.used = best, max(entry.used, stamp)
-            if best != pin:
-                self._tell(session)  # so that who told learns of the better one, though news of it was lost
+            if self.find(fact.session) is None:
+                self._keep(fact.session, _Entry(fact.pin, fact.moved, fact.used, now))
+                continue
+            entry = self._entries[fact.session]
+            holds = fact.over(PinFact(fact.session, entry.pin, entry.moved, entry.used, self.settings.ttl))
+            if holds is not None:
+                entry.pin, entry.moved, entry.used = holds.pin, holds.moved, holds.used
+            if entry.pin != fact.pin:
+                self._tell(fact.session)  # so that who told learns of the better one, though news of it was lost
         return refused
 
     def _use(self, session: bytes, pin: Pin) -> None:
         now, entry = self._clock(), self._entries.get(session)
         if entry is None:
-            self._keep(session, _Entry(pin, now, now))
+            self._keep(session, _Entry(pin, now, now, now))
             self._tell(session)
             return
         # Others end it as well, unless they are told now and then that it goes on.
         if pin != entry.pin or now - entry.told > self.settings.ttl / 4:
             entry.told = now
             self._tell(session)
-        entry.pin, entry.used = pin, now
+        if pin != entry.pin:
+            entry.pin, entry.moved = pin, now
+        entry.used = now
         self._entries.move_to_end(session)
         self._tenants[session[:TENANT_BYTES]].move_to_end(session)
 

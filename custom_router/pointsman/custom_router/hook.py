@@ -21,7 +21,7 @@ from litellm.proxy._types import LitellmUserRoles
 from opentelemetry import trace
 
 from pointsman.callbacks.spans import RequestSpans
-from pointsman.custom_router.affinity import Affinity, session_secret
+from pointsman.custom_router.affinity import Affinity
 from pointsman.custom_router.breakers import Breakers
 from pointsman.custom_router.cascades.calls import inner_target, narrow
 from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
@@ -45,6 +45,7 @@ from pointsman.custom_router.kwargs import (
 from pointsman.custom_router.outcomes import Outcomes
 from pointsman.custom_router.override import Wish, read_wish
 from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
+from pointsman.custom_router.session_keys import session_secret
 from pointsman.custom_router.text import gemini_turns, text_of
 from pointsman.custom_router.verdicts import sink, tell
 from pointsman.decisions.ticket import Ticket, current_ticket
@@ -88,10 +89,15 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self._spans: RequestSpans | None = None
         self._forward_request_id = False
 
-    def bind(self, runtime: Runtime) -> None:
-        """Give it the worker's strategies and store; once, before the worker serves."""
+    def bind(self, runtime: Runtime, secret: bytes | None = None) -> None:
+        """Give it the worker's strategies and store; once, before the worker serves.
+
+        Args:
+            runtime: the worker's.
+            secret: key of the sessions' digests, the same in all workers; None: what the environment gives.
+        """
         self.breakers = Breakers(runtime.settings.resilience.breaker, time.monotonic, random.random, tell)
-        self.affinity = Affinity(runtime.settings.resilience.sticky, session_secret(environment()))
+        self.affinity = Affinity(runtime.settings.resilience.sticky, secret or session_secret(environment()))
         self._decider = Decider(
             runtime.settings.routing,
             runtime.strategies,

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, TypeGuard
 
 from pointsman.custom_router.policy import Costs
 
 __all__ = [
     "KEPT",
-    "KEY_BYTES",
     "MOVED",
     "NEW",
     "REST",
     "RETURNED",
     "Pin",
     "claimed",
-    "fact_of_pin",
     "goes_back",
-    "pin_of_fact",
     "winner",
 ]
 
 KEPT, NEW, MOVED, RETURNED = "kept", "new", "moved", "returned"
-KEY_BYTES = 24
-"""Of a session's key."""
-MAX_ID = 512
-"""Characters of a deployment's id in what others tell."""
 REST = 30.0
 """Seconds that a session stays where it went before it may go back: what left once may be gone again in a moment."""
 
@@ -38,7 +30,9 @@ class Pin:
 
     Attributes:
         deployment_id: where it is.
-        since: Unix time at which it came there, by the clock of who put it there; it travels unchanged.
+        since: Unix time at which it came there, by the clock of who put it there; it travels unchanged. It only says which
+            of two pins is the older, the same for all who ask; no time is reckoned with it, so a clock that is wrong or jumps
+            makes nothing worse than another choice between two equals.
         moves: how often it moved.
         left: the deployment that it had to leave last and may go back to, or None.
     """
@@ -75,58 +69,18 @@ def claimed(pin: Pin | None, chosen: str, there: Collection[str], now: float) ->
     return Pin(chosen, now, pin.moves + 1, pin.deployment_id), MOVED
 
 
-def goes_back(pin: Pin, there: Collection[str], costs: Costs, now: float) -> Pin | None:
+def goes_back(pin: Pin, there: Collection[str], costs: Costs, rested: float, now: float) -> Pin | None:
     """The pin on the deployment that the session had to leave, where this request is cheaper there; else None.
 
     Args:
         pin: the present one.
         there: as for `claimed`.
         costs: what the request costs on each, with the prompt cache that leaving the present one loses.
+        rested: seconds that it has been where it is.
         now: Unix time.
     """
     home, here = pin.left, pin.deployment_id
-    if home is None or home not in there or not {home, here} <= costs.expected.keys() or now - pin.since < REST:
+    if home is None or home not in there or not {home, here} <= costs.expected.keys() or rested < REST:
         return None
     # Not to be gone back from: prices alone would then move it to and fro.
     return Pin(home, now, pin.moves + 1) if costs.of(home) < costs.of(here) else None
-
-
-def fact_of_pin(session: bytes, pin: Pin, used: float) -> dict[str, Any]:
-    """What others are told, as JSON.
-
-    Args:
-        session: its key.
-        pin: where it is.
-        used: Unix time of its last request.
-    """
-    said = {"deployment": pin.deployment_id, "since": pin.since, "moves": pin.moves, "left": pin.left, "used": used}
-    return {"session": session.hex(), **said}
-
-
-def pin_of_fact(fact: Mapping[str, Any]) -> tuple[bytes, Pin, float] | None:
-    """What `fact_of_pin` made, elsewhere and maybe by another version; None where it means nothing."""
-    if not isinstance(fact, Mapping):
-        return None
-    names = ("session", "deployment", "since", "moves", "left", "used")
-    session, deployment, since, moves, left, used = (fact.get(name) for name in names)
-    if not isinstance(session, str) or not _is_id(deployment) or not (left is None or _is_id(left)):
-        return None
-    if not isinstance(moves, int) or isinstance(moves, bool) or not 0 <= moves < 2**31:
-        return None
-    if not _is_time(since) or not _is_time(used):
-        return None
-    try:
-        raw = bytes.fromhex(session)
-    except ValueError:
-        return None
-    if len(raw) != KEY_BYTES:
-        return None
-    return raw, Pin(deployment, float(since), moves, left), float(used)
-
-
-def _is_id(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and 0 < len(value) <= MAX_ID
-
-
-def _is_time(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e12 <= value <= 1e12
