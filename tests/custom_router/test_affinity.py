@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from pointsman.custom_router.affinity import Affinity, Waiting
 from pointsman.custom_router.kwargs import session_of, sessions_of
+from pointsman.custom_router.pick import order
 from pointsman.custom_router.pins import KEPT, REST, Pin, claimed, goes_back, winner
 from pointsman.custom_router.policy import Costs
-from pointsman.custom_router.request import Session
+from pointsman.custom_router.request import Candidate, Session
 from pointsman.custom_router.session_keys import session_key, session_secret
 from pointsman.resilience_settings import StickySettings
 
@@ -345,3 +347,28 @@ def test_news_of_a_session_that_has_ended_are_none() -> None:
     affinity = Time().affinity(ttl=100)
     assert affinity.adopt([{**GOOD, "idle": 101}]) == 0
     assert len(affinity) == 0
+
+
+# Among equals.
+
+
+@given(st.sets(st.sampled_from("abcdefgh"), min_size=2), st.binary(min_size=24, max_size=24), st.data())
+def test_a_session_is_drawn_to_one_of_equals_and_goes_elsewhere_only_when_that_leaves(
+    names: set[str], session: bytes, data: st.DataObject
+) -> None:
+    equals = [Candidate(name, "x/m", (name,), None) for name in names]
+    first = order(data.draw(st.permutations(equals)), dict.fromkeys(names, 1.0), session)
+    gone = data.draw(st.sampled_from(sorted(names)))
+    left = [one for one in equals if one.deployment_id != gone]
+    assert order(left, dict.fromkeys(names, 1.0), session) == tuple(name for name in first if name != gone)
+
+
+def test_sessions_are_spread_over_equals_and_a_score_or_a_price_comes_first() -> None:
+    equals = [Candidate(name, "x/m", (name,), 1.0) for name in "abcd"]
+    keys = [number.to_bytes(24) for number in range(4_000)]
+    counts = Counter(order(equals, dict.fromkeys("abcd", 1.0), key)[0] for key in keys)
+    assert all(900 < counts[name] < 1_100 for name in "abcd"), counts
+    cheaper = [*equals, Candidate("e", "x/m", ("e",), 0.5)]
+    assert {order(cheaper, dict.fromkeys("abcde", 1.0), key)[0] for key in keys[:50]} == {"e"}
+    assert {order(equals, {"a": 1.0, "b": 2.0}, key)[0] for key in keys[:50]} == {"b"}
+    assert order(equals, {}) == tuple("abcd"), "without a session, by name"

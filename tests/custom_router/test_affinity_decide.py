@@ -189,3 +189,15 @@ async def test_a_tail_of_turns_known_here_loses_only_its_own_tokens() -> None:
     )
     # All 10,000 tokens: 90 ms$ of cache for 30 ms$ saved; the 2,048 that were served here: 18 ms$.
     assert (await stand.pick("b", candidates=candidates, messages=messages, session="one")).order == ("b",)
+
+
+async def test_two_workers_send_a_session_to_the_same_of_equals_before_they_have_heard_of_each_other() -> None:
+    """`c` scores as `a` does: the text begins with neither."""
+    firsts = set()
+    for number in range(20):
+        sessions = (Session("header", str(number)),)
+        one, two = [await Stand().pick("x", sessions=sessions) for _ in range(2)]
+        assert one.order == two.order
+        assert (await Stand().pick("b", sessions=sessions)).order[0] == "b"
+        firsts.add(one.order[0])
+    assert firsts == set("abc")

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman.custom_router.affinity import Affinity
-from pointsman.custom_router.pin_facts import FRESH, KEY_BYTES, PinFact
+from pointsman.custom_router.pin_facts import FRESH, PinFact
 from pointsman.custom_router.pins import Pin
 from pointsman.custom_router.request import Session
+from pointsman.custom_router.session_keys import KEY_BYTES
 from pointsman.process.facts import Exchange
 from pointsman.process.pool import Worker
 from pointsman.process.sharing import shelves

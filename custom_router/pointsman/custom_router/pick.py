@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pointsman.custom_router.request import Candidate
+from pointsman.custom_router.session_keys import pull
 from pointsman.strategies.matching import Names
 
 __all__ = ["POLICY", "match", "order"]
@@ -39,15 +40,15 @@ def match(
     return matched, tuple(unmatched)
 
 
-def order(candidates: Sequence[Candidate], scores: Mapping[str, float]) -> tuple[str, ...]:
+def order(candidates: Sequence[Candidate], scores: Mapping[str, float], session: bytes | None = None) -> tuple[str, ...]:
     """Deployment ids, best first: higher score, then cheaper, then by id (so that ties never depend on the file's order).
 
-    Candidates without a score come last.
+    Candidates without a score come last. Of a session's equals the first is the one that it is drawn to (`session_keys.pull`).
     """
 
-    def rank(candidate: Candidate) -> tuple[float, float, str]:
-        score = scores.get(candidate.deployment_id, -math.inf)
+    def rank(candidate: Candidate) -> tuple[float, float, int, str]:
+        name = candidate.deployment_id
         cost = candidate.cost if candidate.cost is not None else math.inf
-        return (-score, cost, candidate.deployment_id)
+        return (-scores.get(name, -math.inf), cost, -pull(session, name) if session is not None else 0, name)
 
     return tuple(candidate.deployment_id for candidate in sorted(candidates, key=rank))

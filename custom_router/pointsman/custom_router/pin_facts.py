@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from pointsman.custom_router.pins import Pin, winner
+from pointsman.custom_router.session_keys import KEY_BYTES
 
-__all__ = ["KEY_BYTES", "PinFact", "contradicted", "reader"]
+__all__ = ["PinFact", "contradicted", "reader"]
 
-KEY_BYTES = 24
-"""Of a session's key."""
 MAX_ID = 512
 """Characters of a deployment's id in what others tell."""
 FRESH = 1.0

@@ -75,6 +75,7 @@ def rank_by_cost(
     weight: float,
     costs: Costs,
     reference: float | None = None,
+    session: bytes | None = None,
 ) -> Ranking:
     """argmax(score - weight * expected cost / reference cost); without a weight, argmax(score).
 
@@ -85,19 +86,20 @@ def rank_by_cost(
         weight: score given up to save the reference cost.
         costs: may name candidates that are not left.
         reference: US dollars; None: the dearest of `costs.expected`.
+        session: key of the request's session, which tells equals apart.
     """
     if weight == 0:
-        return Ranking(order(candidates, scores))
+        return Ranking(order(candidates, scores, session))
     if scale != "quality":
-        return Ranking(order(candidates, scores), f"{POLICY}:rank")
+        return Ranking(order(candidates, scores, session), f"{POLICY}:rank")
     if not costs.expected:
-        return Ranking(order(candidates, scores), f"{POLICY}:no_prices")
+        return Ranking(order(candidates, scores, session), f"{POLICY}:no_prices")
     unit = reference or max(costs.expected.values()) or 1.0  # all of them free: nothing to weigh
     worth = {name: score - weight * costs.of(name) / unit for name, score in scores.items()}
     detail: dict[str, Any] = {"cost_weight": weight, "reference_cost": unit, "costs": dict(costs.expected)}
     if costs.switching:
         detail["switching"] = dict(costs.switching)
-    return Ranking(order(candidates, worth), "cost", detail=detail)
+    return Ranking(order(candidates, worth, session), "cost", detail=detail)
 
 
 def step_of(target: TargetSettings, table: Calibration) -> int | None:
@@ -135,17 +137,18 @@ def rank_by_target(
     target: TargetSettings,
     table: Calibration | None,
     text: str,
+    session: bytes | None = None,
 ) -> Ranking:
     """The weak or the strong model first, by a calibrated threshold on their margin; then the others by score.
 
     Args:
-        candidates, scores: as in `rank_by_cost`.
+        candidates, scores, session: as in `rank_by_cost`.
         names: deployment id -> the bundle's name of its model.
         target: what is wanted.
         table: the bundle's, or None.
         text: of the request.
     """
-    by_score = order(candidates, scores)
+    by_score = order(candidates, scores, session)
     if table is None:
         return Ranking(by_score, f"{POLICY}:no_calibration")
     step = step_of(target, table)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pointsman.custom_router.conversation import PREFIX_CHARS, digest_of
-from pointsman.custom_router.pin_facts import KEY_BYTES
 from pointsman.custom_router.request import Session
 
-__all__ = ["TENANT_BYTES", "nearest", "session_key", "session_secret"]
+__all__ = ["KEY_BYTES", "TENANT_BYTES", "pull", "session_key", "session_secret"]
 
-TENANT_BYTES = 8
-"""Of a session's key, its beginning."""
+KEY_BYTES, TENANT_BYTES = 24, 8
+"""Of a session's key, and of the tenant's digest with which it begins."""
 
 
 def session_secret(env: Mapping[str, str], master_key: str | None = None) -> bytes:
@@ -46,11 +45,10 @@ def session_key(secret: bytes, tenant: Sequence[str | None], group: str, session
     return digest_of(("tenant", *tenant), secret, TENANT_BYTES) + digest_of(parts, secret, KEY_BYTES - TENANT_BYTES)
 
 
-def nearest(session: bytes, equals: Collection[str]) -> str:
-    """Of deployments that are as good as each other, the session's: the same wherever it is asked, and spread over all.
+def pull(session: bytes, deployment_id: str) -> int:
+    """How much a session is drawn to a deployment; of several that are as good as each other the highest has it.
 
-    By highest random weight (Thaler and Ravishankar, 1998): when one leaves, only its own sessions have another.
+    The same wherever it is asked, so workers agree before they have heard of each other, and spread over all. Highest random
+    weight (Thaler and Ravishankar, 1998): when a deployment leaves, only its own sessions go elsewhere.
     """
-    return max(
-        equals, key=lambda name: (hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8, key=session).digest(), name)
-    )
+    return int.from_bytes(hashlib.blake2b(deployment_id.encode("utf-8", "replace"), digest_size=8, key=session).digest())
