@@ -53,6 +53,7 @@ class Runtime:
         database_url: where decisions are kept, or None.
         aliases: strategy -> (bundle's candidate name -> deployment's model).
         logs: log lines of this process.
+        workers: how many the instance has.
     """
 
     def __init__(
@@ -63,15 +64,17 @@ class Runtime:
         database_url: str | None,
         aliases: Mapping[str, Mapping[str, str]],
         logs: Logs,
+        *,
+        workers: int = 1,
     ) -> None:
-        self.worker = worker
+        self.worker, self.workers = worker, workers
         self.settings = settings
         self.aliases = aliases
         self.strategies = StrategyRegistry(Path(settings.encoders_dir) if settings.encoders_dir else None, embed)
         self.decisions = DecisionStore(database_url, settings.decisions)
         self.metrics = Metrics(settings.strategies)
         self.exports = ExportWatch(self.metrics.exported)
-        self.turns = Turns(settings.resilience.queue, self.metrics)
+        self.turns = Turns(settings.resilience.queue.share(worker, workers), self.metrics)
         self.spans = RequestSpans(propagate=settings.telemetry.traces.propagate)
         self.sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = (
             logs.record,
@@ -231,8 +234,8 @@ class Runtime:
         return state
 
     def queue(self) -> dict[str, Any]:
-        """State of this worker's queues; each worker has its own."""
-        return {"worker": self.worker, **self.turns.status()}
+        """State of this worker's queues; each worker has its own, with its share of the limits."""
+        return {"worker": self.worker, "workers": self.workers, **self.turns.status()}
 
     async def close(self) -> None:
         """Write what is still to be written and close the line."""

@@ -27,6 +27,7 @@ from pointsman.custom_router.queue import (
 )
 
 HIGH, NORMAL, LOW = Priority
+KEYS = ("a", "b", "c")
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -41,6 +42,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.waiting: dict[Priority, list[int]] = {priority: [] for priority in Priority}
         self.passed: dict[Priority, int] = dict.fromkeys(Priority, 0)
         self.deadlines: dict[int, float] = {}
+        self.tenant: dict[int, str] = {}
+        self.others: dict[int, dict[str, int]] = {}
+        """Of one that waits: of each other key, how many of its class may still be admitted before it."""
         self.budget: dict[int, int] = {}
         """Admissions that may still happen before this one must have been admitted."""
         self.told: set[int] = set()
@@ -61,8 +65,16 @@ class QueueMachine(RuleBasedStateMachine):
                     len(queue) - (effect.id in queue) >= self.state.size and before >= self.state.limit
                 )
                 queue.remove(effect.id)
+                if effect.reason == "full":
+                    assert isinstance(event, Join)
+                    self.fair(effect.id, event.id, queue)
                 continue
-            assert queue[0] == effect.id, "not in the order of arrival"
+            own = self.tenant[effect.id]
+            assert next(one for one in queue if self.tenant[one] == own) == effect.id, "not in the order of arrival"
+            for one in queue:
+                if self.tenant[one] != own:
+                    self.others[one][own] -= 1
+                    assert self.others[one][own] >= 0, "another key has more than its turns"
             assert len(self.running) < self.state.limit, "more than may run"
             assert self.deadlines[effect.id] > self.now, "admitted though late"
             queue.pop(0)
@@ -79,14 +91,33 @@ class QueueMachine(RuleBasedStateMachine):
                 self.passed[priority] = 0
         return list(effects)
 
-    @rule(priority=st.sampled_from(Priority), patience=st.sampled_from((-1.0, 0.0, 0.5, 3.0, 1000.0, math.inf)))
-    def join(self, priority: Priority, patience: float) -> None:
+    def fair(self, refused: int, comes: int, queue: list[int]) -> None:
+        """Of who has most the newest has no place; who comes is refused where nobody has more than it would have."""
+        waits = {name: sum(self.tenant[one] == name for one in queue if one != comes) for name in KEYS}
+        mine = waits[self.tenant[comes]]
+        if refused == comes:
+            assert max(waits.values()) <= mine + 1
+        else:
+            waits[self.tenant[refused]] += 1
+            assert waits[self.tenant[refused]] == max(waits.values()) >= mine + 2
+            assert all(one < refused for one in queue if self.tenant[one] == self.tenant[refused])
+
+    @rule(
+        priority=st.sampled_from(Priority),
+        patience=st.sampled_from((-1.0, 0.0, 0.5, 3.0, 1000.0, math.inf)),
+        tenant=st.sampled_from(KEYS),
+    )
+    def join(self, priority: Priority, patience: float, tenant: str) -> None:
         one = next(self.ids)
+        mine = sum(self.tenant[other] == tenant for other in self.waiting[priority])
+        self.tenant[one] = tenant
+        self.others[one] = {other: mine + 1 for other in KEYS if other != tenant}
         self.deadlines[one] = min(self.now + patience, self.closing)
         self.waiting[priority].append(one)
-        self.budget[one] = len(self.waiting[priority]) * (bound(priority, self.state.patience) + 1)
+        before = mine + sum(self.others[one].values())
+        self.budget[one] = (before + 1) * (bound(priority, self.state.patience) + 1)
         free = len(self.running) < self.state.limit
-        effects = self.do(Join(one, priority, self.now + patience))
+        effects = self.do(Join(one, priority, self.now + patience, tenant))
         if free and self.deadlines[one] > self.now:
             assert any(isinstance(effect, Admit) and effect.id == one for effect in effects), "a free place, and yet it waits"
 
@@ -172,6 +203,25 @@ def test_every_class_has_its_share_when_all_wait_for_ever(patience: int) -> None
         turns = [0, *(turn for turn, of_class in enumerate(served) if of_class == priority)]
         gaps = [after - before - 1 for before, after in pairwise(turns)]
         assert max(gaps) <= bound(priority, patience)
+
+
+@pytest.mark.requirement("L-7")
+def test_keys_take_turns_and_a_flood_of_one_takes_no_room_of_another() -> None:
+    state, served, refused = QueueState(1, 4, 2), [], []
+
+    def told(effects: tuple[Admit | Refuse, ...]) -> None:
+        served.extend(effect.id for effect in effects if isinstance(effect, Admit))
+        refused.extend(effect.id for effect in effects if isinstance(effect, Refuse))
+
+    for one, tenant in enumerate("aaaaaaaabbbc"):
+        state, effects = step(state, Join(one, NORMAL, math.inf, tenant), 0.0)
+        told(effects)
+    # a: 0 runs, 1 to 4 wait; 5 to 7 find no room. 8 and 9 of b take that of 4 and 3, then nobody has two more; 11 of c takes 2's.
+    assert (served, refused) == ([0], [5, 6, 7, 4, 3, 10, 2])
+    for _ in range(4):
+        state, effects = step(state, Leave(next(iter(state.running))), 0.0)
+        told(effects)
+    assert served == [0, 1, 8, 11, 9]
 
 
 def test_a_flood_of_one_class_takes_no_room_of_another() -> None:

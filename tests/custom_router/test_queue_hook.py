@@ -40,7 +40,7 @@ class Stand:
         self.hook = RouterHook()
         self.hook.bind(
             SimpleNamespace(  # type: ignore[arg-type]
-                settings=settings, strategies=strategies, aliases={}, sinks=(), spans=None, turns=self.turns
+                settings=settings, strategies=strategies, aliases={}, sinks=(), spans=None, turns=self.turns, scores=None
             )
         )
         self.key: dict[str, Any] = {}
@@ -187,7 +187,17 @@ async def test_a_client_that_hangs_up_leaves_the_queue_at_once_and_gives_its_pla
     assert stand.metric("pointsman_queue_requests_total", group="", priority="normal", result="gone") == 1
 
 
-@pytest.mark.parametrize(("call_type", "body"), [("call_mcp_tool", {"model": "auto"}), ("acompletion", {})])
+@pytest.mark.parametrize(
+    ("call_type", "body"),
+    [
+        ("call_mcp_tool", {"model": "auto"}),
+        ("acompletion", {}),
+        ("acreate_batch", {"model": "auto"}),
+        ("afile_content", {"model": "auto"}),
+        ("acancel_responses", {"model": "auto"}),
+        ("_arealtime", {"model": "auto"}),
+    ],
+)
 async def test_what_asks_no_model_never_queues(call_type: str, body: dict[str, Any]) -> None:
     stand = Stand(call_type, limit={"limit": 1})
     await stand.turns.turn("auto", Priority.HIGH).take()

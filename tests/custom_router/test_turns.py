@@ -286,3 +286,25 @@ def test_an_adaptive_limit_falls_when_answers_take_longer_and_lets_more_run_when
         assert idle(turns)
 
     run(work())
+
+
+@pytest.mark.requirement("L-7")
+@given(st.integers(0, 50), st.integers(1, 50), st.integers(1, 12))
+def test_workers_share_what_an_instance_may(size: int, limit: int, workers: int) -> None:
+    whole = QueueSettings(size=size, limit=LimitSettings(limit=limit), groups={"gpu": LimitSettings(limit=limit)})
+    shares = [whole.share(worker, workers) for worker in range(workers)]
+    for numbers, all_in_all, least in (
+        ([one.limit.limit for one in shares], limit, 1),
+        ([one.groups["gpu"].limit for one in shares], limit, 1),
+        ([one.size for one in shares], size, min(1, size)),
+    ):
+        assert sum(numbers) == max(all_in_all, least * workers)
+        assert max(numbers) - min(numbers) <= 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 16])
+def test_the_share_of_an_adaptive_limit_is_one(workers: int) -> None:
+    whole = LimitSettings(kind="adaptive", limit=10, least=10, most=12)
+    for worker in range(workers):
+        share = whole.share(worker, workers)
+        assert LimitSettings.model_validate(share.model_dump()) == share

@@ -205,7 +205,7 @@ class WorkerPool:
     async def _serve_worker(self, worker: Worker, channel: Channel) -> None:
         worker.channel = channel
         try:
-            channel.send({"type": "welcome", **self._welcome()})
+            channel.send({"type": "welcome", "workers": len(self.workers), **self._welcome()})
             self.on_join(worker)
             if self._stopping:  # it was on its way when the drain was told to the others
                 channel.send({"type": "drain"})

@@ -86,7 +86,7 @@ def _logs(settings: PointsmanSettings, worker: int, told: Mapping[str, Any]) -> 
 async def _run(
     worker: int, channel: Channel, settings: PointsmanSettings, welcome: Mapping[str, Any], listen_fd: int, logs: Logs
 ) -> int:
-    runtime = Runtime(worker, channel, settings, welcome["database_url"], welcome["aliases"], logs)
+    runtime = Runtime(worker, channel, settings, welcome["database_url"], welcome["aliases"], logs, workers=welcome["workers"])
     runtime.models = ModelSync(welcome["models"])
     runtime.metrics.know(welcome["models"])
     await runtime.decisions.start()

@@ -150,7 +150,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         try:
             ticket.wish = read_wish(ticket.asked, key, team, admin=admin, known=self._decider.knows)
             if self._gate is not None:
-                await self._gate.wait(ticket, data.get("model"), key, team, admin=admin)
+                await self._gate.wait(ticket, str(call_type), data.get("model"), user_api_key_dict, admin=admin)
         except PointsmanError as error:
             raise HTTPException(error.status, error.as_json()["error"]) from error
 

@@ -6,20 +6,24 @@ and whom to tell what. `custom_router.turns` is the part that waits.
 What holds after every step, whatever happened before:
 
 - While anyone waits, everything that may run does (`len(running) >= limit`); nobody is admitted beyond `limit`.
-- Within a class the order is that of arrival. Between classes HIGH goes before NORMAL before LOW, but nobody starves: the
-  first of LOW is passed over at most `patience` times in a row, the first of NORMAL `patience + 1`, the first of HIGH twice
-  (`bound`). So one that has `k` of its class before it is at the latest the `(k + 1) * (bound + 1)`th that is admitted.
-- Each class has room of its own for `size` that wait, so that a flood of one class takes no room of another.
+- Within a class keys take turns, and requests of one key go in the order of arrival (`pointsman.custom_router.line`): one that
+  has `j` of its own key before it goes after at most `j + 1` of each other key. Between classes HIGH goes before NORMAL before
+  LOW, but nobody starves: the first of LOW is passed over at most `patience` times in a row, the first of NORMAL
+  `patience + 1`, the first of HIGH twice (`bound`). So one that goes after `k` of its class is at the latest the
+  `(k + 1) * (bound + 1)`th that is admitted.
+- Each class has room of its own for `size` that wait, so that a flood of one class takes no room of another. Where there is
+  none left, the newest of the key that has most gives way to one of a key that has fewer, by two or more.
 - Whoever joined is told exactly one thing: that it may run, or why it may not; unless it leaves first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
+
+from pointsman.custom_router.line import Line, Priority, Waiting
 
 __all__ = [
     "MIN_PATIENCE",
@@ -40,8 +44,6 @@ __all__ = [
     "step",
 ]
 
-Item = TypeVar("Item")
-
 MIN_PATIENCE = 2
 """With less, LOW and NORMAL would take turns for ever and HIGH would starve."""
 
@@ -51,27 +53,9 @@ HOLD_WEIGHT = 0.1
 Reason: TypeAlias = Literal["full", "late", "closing"]
 
 
-class Priority(IntEnum):
-    """Classes; the lower the number, the sooner."""
-
-    HIGH = 0
-    NORMAL = 1
-    LOW = 2
-
-
 def bound(priority: Priority, patience: int) -> int:
     """How often in a row the first of a class may be passed over by others."""
     return {Priority.HIGH: 2, Priority.NORMAL: patience + 1, Priority.LOW: patience}[priority]
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """One that waits; times in monotonic seconds."""
-
-    id: int
-    priority: Priority
-    arrived: float
-    deadline: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +67,7 @@ class QueueState:
         size: how many of each class may wait.
         patience: how often the first of LOW may be passed over; `MIN_PATIENCE` or more.
         running: id -> when it was admitted.
-        waiting: by class, each in the order of arrival.
+        waiting: by class.
         passed: by class, how often in a row its first was passed over.
         soonest: no deadline of those that wait is before it.
         hold: mean seconds for which a place is held (exponentially weighted), None before the first was given back.
@@ -95,7 +79,7 @@ class QueueState:
     size: int
     patience: int
     running: Mapping[int, float] = field(default_factory=dict)
-    waiting: tuple[tuple[Waiting, ...], ...] = ((),) * len(Priority)
+    waiting: tuple[Line, ...] = (Line(),) * len(Priority)
     passed: tuple[int, ...] = (0,) * len(Priority)
     soonest: float = math.inf
     hold: float | None = None
@@ -115,6 +99,7 @@ class Join:
     id: int
     priority: Priority
     deadline: float
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,17 +182,21 @@ def _join(state: QueueState, event: Join, now: float, effects: list[Effect]) -> 
         raise ValueError(f"{event.id} has joined already, or one after it")
     state = replace(state, newest=event.id)
     deadline = event.deadline if state.closing is None else min(event.deadline, state.closing)
+    line = state.waiting[event.priority]
     reason: Reason | None = None
     if deadline <= now:
         reason = "closing" if state.closing is not None and state.closing <= now else "late"
-    elif len(state.running) >= state.limit and len(state.waiting[event.priority]) >= state.size:
-        reason = "full"
+    elif len(state.running) >= state.limit and len(line) >= state.size:
+        if (gives_way := line.to_make_room(event.tenant)) is None:
+            reason = "full"
+        else:
+            effects.append(Refuse(gives_way.id, event.priority, "full", state.retry_after(event.priority)))
+            line = line.without(gives_way)
     if reason is not None:
         effects.append(Refuse(event.id, event.priority, reason, state.retry_after(event.priority)))
         return state
-    place = Waiting(event.id, event.priority, now, deadline)
-    waiting = _with(state.waiting, event.priority, (*state.waiting[event.priority], place))
-    return replace(state, waiting=waiting, soonest=min(state.soonest, deadline))
+    line = line.join(Waiting(event.id, event.priority, now, deadline, event.tenant))
+    return replace(state, waiting=_with(state.waiting, event.priority, line), soonest=min(state.soonest, deadline))
 
 
 def _leave(state: QueueState, gone: int, now: float) -> QueueState:
@@ -215,18 +204,17 @@ def _leave(state: QueueState, gone: int, now: float) -> QueueState:
         held = max(0.0, now - state.running[gone])
         hold = held if state.hold is None else state.hold + HOLD_WEIGHT * (held - state.hold)
         return replace(state, running={one: since for one, since in state.running.items() if one != gone}, hold=hold)
-    for priority, of_class in enumerate(state.waiting):
-        left = tuple(one for one in of_class if one.id != gone)
-        if len(left) < len(of_class):
-            # A new first has not been passed over yet, but its class has: keeping the count is better for it.
-            passed = state.passed if left else _with(state.passed, priority, 0)
-            return replace(state, waiting=_with(state.waiting, priority, left), passed=passed)
-    return state
+    if (place := next((one for of_class in state.waiting for one in of_class if one.id == gone), None)) is None:
+        return state
+    left = state.waiting[place.priority].without(place)
+    # A new first has not been passed over yet, but its class has: keeping the count is better for it.
+    passed = state.passed if left else tuple(0 if one == place.priority else state.passed[one] for one in Priority)
+    return replace(state, waiting=_with(state.waiting, place.priority, left), passed=passed)
 
 
 def _drain(state: QueueState, until: float) -> QueueState:
     until = until if state.closing is None else min(until, state.closing)
-    waiting = tuple(tuple(replace(one, deadline=min(one.deadline, until)) for one in of_class) for of_class in state.waiting)
+    waiting = tuple(of_class.until(until) for of_class in state.waiting)
     return replace(state, closing=until, waiting=waiting, soonest=min(state.soonest, until))
 
 
@@ -235,8 +223,8 @@ def _expire(state: QueueState, now: float, effects: list[Effect]) -> QueueState:
     if now < state.soonest:
         return state
     closed = state.closing is not None and state.closing <= now
-    late = [one for of_class in state.waiting for one in of_class if one.deadline <= now]
-    waiting = tuple(tuple(one for one in of_class if one.deadline > now) for of_class in state.waiting)
+    split = [of_class.split(now) for of_class in state.waiting]
+    waiting, late = tuple(left for left, _ in split), [one for _, gone in split for one in gone]
     soonest = min((one.deadline for of_class in waiting for one in of_class), default=math.inf)
     passed = tuple(count if left else 0 for count, left in zip(state.passed, waiting, strict=True))
     state = replace(state, waiting=waiting, passed=passed, soonest=soonest)
@@ -253,8 +241,7 @@ def _admit(state: QueueState, now: float, effects: list[Effect]) -> QueueState:
     running, waiting, passed = dict(state.running), [*state.waiting], state.passed
     while free > 0 and any(waiting):
         priority = _next(waiting, passed, state.patience)
-        first, *rest = waiting[priority]
-        waiting[priority] = tuple(rest)
+        first, waiting[priority] = waiting[priority].next()
         running[first.id] = now
         effects.append(Admit(first.id, first.priority, max(0.0, now - first.arrived)))
         passed = tuple(
@@ -265,11 +252,11 @@ def _admit(state: QueueState, now: float, effects: list[Effect]) -> QueueState:
     return replace(state, running=running, waiting=tuple(waiting), passed=passed, soonest=soonest)
 
 
-def _next(waiting: list[tuple[Waiting, ...]], passed: tuple[int, ...], patience: int) -> Priority:
+def _next(waiting: Sequence[Line], passed: tuple[int, ...], patience: int) -> Priority:
     """Whose turn it is: the lowest class whose patience is spent, else the highest class that waits."""
     overdue = [priority for priority in Priority if waiting[priority] and priority and passed[priority] >= patience]
     return max(overdue) if overdue else min(priority for priority in Priority if waiting[priority])
 
 
-def _with(items: tuple[Item, ...], index: int, item: Item) -> tuple[Item, ...]:
-    return (*items[:index], item, *items[index + 1 :])
+def _with(waiting: tuple[Line, ...], priority: Priority, line: Line) -> tuple[Line, ...]:
+    return (*waiting[:priority], line, *waiting[priority + 1 :])

@@ -70,10 +70,11 @@ class QueueRefusedError(Exception):
 class Turn:
     """One request's place in a queue; made by `Turns.turn`."""
 
-    def __init__(self, queue: _Queue, priority: Priority, deadline: float) -> None:
+    def __init__(self, queue: _Queue, priority: Priority, deadline: float, tenant: str) -> None:
         self._queue = queue
         self._priority = priority
         self._deadline = deadline
+        self._tenant = tenant
         self._number = -1
         self._told: asyncio.Future[Refuse | None] | None = None
         self._freed = False
@@ -93,7 +94,7 @@ class Turn:
         self._number, self._told = next(self._queue.numbers), asyncio.get_running_loop().create_future()
         self._queue.waiting[self._number] = self
         try:
-            self._queue.apply(Join(self._number, self._priority, self._deadline))
+            self._queue.apply(Join(self._number, self._priority, self._deadline, self._tenant))
             if gone is not None and not self._told.done():
                 await _either(self._told, gone)
             elif not self._told.done():
@@ -174,6 +175,8 @@ class _Queue:
     def apply(self, event: Event) -> None:
         """Take one step and tell whom it concerns. Everybody is told before anybody runs again."""
         before, now = self.state, self.clock()
+        if isinstance(event, Join):
+            self._count_joined(event.priority)
         self.state, effects = step(before, event, now)
         for effect in effects:
             if isinstance(effect, Admit):
@@ -199,6 +202,10 @@ class _Queue:
         self._gradient = self._gradient.observe(latency, len(self.state.running), self.clock())
         if self._gradient.limit != self.state.limit:
             self.apply(Resize(self._gradient.limit))
+
+    def _count_joined(self, priority: Priority) -> None:
+        of_class = self.counts[priority.name.lower()]
+        of_class["joined"] = of_class.get("joined", 0) + 1
 
     def _count(self, priority: Priority, result: str, seconds: float) -> None:
         of_class = self.counts[priority.name.lower()]
@@ -239,16 +246,17 @@ class Turns:
         limits = {REST: settings.limit, **settings.groups}
         self._queues = {name: _Queue(name, settings, limit, clock, watcher) for name, limit in limits.items()}
 
-    def turn(self, group: str, priority: Priority, patience: float | None = None) -> Turn:
+    def turn(self, group: str, priority: Priority, patience: float | None = None, tenant: str = "") -> Turn:
         """A place for a request; it joins the queue when it is taken.
 
         Args:
             group: model group that is asked for.
             priority: its class.
             patience: seconds that the client waits at most; `max_wait` holds for it too.
+            tenant: whose it is; those of one class take turns.
         """
         wait = self._settings.max_wait if patience is None else min(patience, self._settings.max_wait)
-        return Turn(self._queues.get(group, self._queues[REST]), priority, self._clock() + wait)
+        return Turn(self._queues.get(group, self._queues[REST]), priority, self._clock() + wait, tenant)
 
     def drain(self, seconds: float) -> None:
         """The worker stops: whoever has no turn after so many seconds is told to go elsewhere, and so is who comes later."""
