@@ -24,6 +24,11 @@ TOUCHED: dict[str, str] = {
     "litellm.router_strategy.tag_based_routing:get_deployments_for_tag": "its filter after ours, foreseen",
     "litellm.utils:get_excluded_filtered_deployments": "its filter after ours, foreseen",
     "litellm.utils:get_order_filtered_deployments": "its filter after ours, foreseen",
+    # Where a request goes when its group rests (custom_router/elsewhere.py).
+    "litellm.utils:get_deployment_order": "whether deployments of a higher order are left",
+    "litellm.router_utils.fallback_event_handlers:check_non_standard_fallback_format": "reads a list of fallbacks",
+    "litellm.router_utils.fallback_event_handlers:fallbacks_disabled_for_request": "whether the request wants none",
+    "litellm.router_utils.fallback_event_handlers:get_fallback_model_group": "reads a list of fallbacks",
     # Cascades (custom_router/cascades), whose answers go through a CustomLLM as well.
     "litellm:Router.acompletion": "a cascade's calls",
     "litellm.proxy.proxy_server:get_current_spend": "the caller's budgets, between a cascade's calls",

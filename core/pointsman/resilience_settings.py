@@ -61,7 +61,13 @@ class BreakerSettings(_Part):
     rate_limit_recovery: Seconds = Field(
         2.0, description="Seconds of a rest for 429 where no `Retry-After` says; it does not grow."
     )
-    probes: int = Field(2, ge=1, le=100, description="Attempts at once, in each worker, that find out whether it is back.")
+    probes: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="Attempts at once, in each worker, that find out whether it is back; who opened it begins, the others "
+        "hear how it went or begin a second later.",
+    )
     probes_to_close: int = Field(2, ge=1, le=1_000, description="How many of them must have succeeded.")
     probe_timeout: Seconds = Field(30.0, description="Seconds after which one that has not ended makes room for another.")
     max_ejection_percent: Percent = Field(
@@ -173,7 +179,7 @@ class QueueSettings(_Part):
 
     def share(self, worker: int, workers: int) -> QueueSettings:
         """Of one of the workers, counted from 0; all shares together are the instance's, where there is one for each."""
-        size = _part_of(self.size, worker, workers) if self.size >= workers else min(1, self.size)
+        size = max(min(1, self.size), _part_of(self.size, worker, workers))
         groups = {name: limit.share(worker, workers) for name, limit in self.groups.items()}
         return self.model_copy(update={"limit": self.limit.share(worker, workers), "size": size, "groups": groups})
 
@@ -207,14 +213,48 @@ class ProbeSettings(_Part):
 class WarmUpSettings(_Part):
     """One tiny question to local backends before traffic comes, so that the first request does not pay for loading a model.
 
-    Local is what `model_info.pointsman.local` says; without it, providers that serve models themselves (vLLM, Ollama, llamafile,
-    LM Studio, ...), and OpenAI's protocol at an address of a private network.
+    Local is what `model_info.pointsman.local` says; without it, providers that serve models themselves (vLLM, Ollama,
+    llamafile, LM Studio, ...), and OpenAI's protocol at an address of a private network.
     """
 
     enabled: bool = Field(False, description="Ask local backends at the start, and when their breaker has closed.")
     wait: bool = Field(True, description="Be ready only when they have answered, or `timeout` is over.")
     timeout: Seconds = Field(60.0, description="Seconds that all of it may take at the start, and one question later on.")
     concurrency: int = Field(4, ge=1, le=100, description="Backends that are asked at once.")
+
+
+class FailoverSettings(_Part):
+    """What is tried again, how often, and until when."""
+
+    enabled: bool = Field(
+        True, description="Decide on further tries here; off: LiteLLM's retries and fallbacks alone, streams as it has them."
+    )
+    deadline: Seconds | None = Field(
+        None,
+        description="Seconds within which an answer must have begun; then no further try, and tries' time-outs end with it. "
+        "`x-pointsman-deadline-ms` and a request's own `timeout` shorten it.",
+    )
+    backoff: Seconds = Field(0.25, description="Seconds of the first pause at most; each further one may be twice as long.")
+    max_backoff: Seconds = Field(4.0, description="Seconds of the longest pause.")
+    max_retry_after: float = Field(
+        10.0, ge=0, le=86_400, allow_inf_nan=False, description="Seconds of the longest `Retry-After` that is waited for."
+    )
+    budget_share: float = Field(
+        0.2, ge=0, le=10, allow_inf_nan=False, description="Further tries for each request of a group that its budget allows."
+    )
+    budget_floor: int = Field(10, ge=0, le=100_000, description="Further tries in `budget_window` that it allows besides.")
+    budget_window: Seconds = Field(10.0, description="Seconds that a budget looks back; a budget is a worker's own.")
+    first_token: Seconds | None = Field(
+        None, description="Seconds from asking a deployment for a stream to its first content; later: another one is asked."
+    )
+    streams: bool = Field(
+        True,
+        description="Hold a stream's first events back until there is content, and ask another deployment if it breaks before; "
+        "one that breaks later ends with an error event. Off: as LiteLLM has it, another model may go on with the answer.",
+    )
+    stream_tries: int = Field(
+        2, ge=0, le=10, description="How often a stream that broke before its first content is begun anew."
+    )
 
 
 class ResilienceSettings(_Part):
@@ -226,3 +266,4 @@ class ResilienceSettings(_Part):
     scores: ScoreSettings = Field(default_factory=ScoreSettings, description="How well upstreams do.")
     probes: ProbeSettings = Field(default_factory=ProbeSettings, description="Questions to idle deployments.")
     warm_up: WarmUpSettings = Field(default_factory=WarmUpSettings, description="Questions to local backends before traffic.")
+    failover: FailoverSettings = Field(default_factory=FailoverSettings, description="Further tries.")

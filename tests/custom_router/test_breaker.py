@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from pydantic import ValidationError
 
-from pointsman.custom_router.breaker import Breaker, Closed, HalfOpen, Held, Open
-from pointsman.custom_router.breaker_facts import Fact, FactState, merge
+from pointsman.custom_router.breaker import LEAD, Breaker, Closed, HalfOpen, Held, Open
+from pointsman.custom_router.breaker_facts import Fact, FactState
 from pointsman.custom_router.verdicts import verdict_of
 from pointsman.resilience_settings import BreakerSettings
 
-RULES = BreakerSettings(jitter=0.0)
+RULES = BreakerSettings(jitter=0.0, probes=2)
 
 
 def opened(now: float = 0.0, rules: BreakerSettings = RULES) -> Breaker:
@@ -241,10 +241,11 @@ facts = st.builds(
 
 @given(facts, facts, facts)
 def test_merging_does_not_depend_on_order_or_number(one: Fact, two: Fact, three: Fact) -> None:
-    assert merge(one, two).order == merge(two, one).order
-    assert merge(one, merge(two, three)) == merge(merge(one, two), three)
-    assert merge(one, one) == one
-    assert merge(one, two).order == max(one.order, two.order)
+    assert (two.over(one) or one).order == (one.over(two) or two).order
+    late, early = three.over(two) or two, two.over(one) or one
+    assert (late.over(one) or one) == (three.over(early) or early)
+    assert (one.over(one) or one) == one
+    assert (two.over(one) or one).order == max(one.order, two.order)
 
 
 @given(st.lists(facts, min_size=1, max_size=5), st.data())
@@ -352,7 +353,9 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rules = BreakerSettings(consecutive_failures=3, recovery=4, max_recovery=20, probe_timeout=10, forget_after=30)
+        self.rules = BreakerSettings(
+            probes=2, consecutive_failures=3, recovery=4, max_recovery=20, probe_timeout=10, forget_after=30
+        )
         self.breaker, self.now, self.tokens = Breaker(self.rules), 100.0, 0
         self.in_a_row = 0
         self.running: dict[str, float] = {}
@@ -434,7 +437,7 @@ class Machine(RuleBasedStateMachine):
             self.in_a_row = state.failures  # news of a closing begins anew
             assert state.failures < self.rules.consecutive_failures
         if isinstance(state, Open):
-            assert self.now < state.until <= self.now + self.rules.max_recovery
+            assert self.now < state.until + state.lead <= self.now + self.rules.max_recovery + LEAD
         if isinstance(state, HalfOpen):
             # Never more than so many at once, and a place is free again at a time that is known now.
             assert state.places(self.rules, self.now) >= 0
@@ -449,3 +452,17 @@ def test_any_sequence() -> None:
         Machine,
         settings=settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)),
     )
+
+
+def test_who_heard_of_a_rest_leaves_the_first_probe_to_the_one_who_began_it() -> None:
+    opened = Breaker(RULES)
+    for _ in range(3):
+        opened = opened.record("bad", 10.0, 0.0)
+    heard = Breaker(RULES).adopt(opened.fact("u"), 10.0)
+    assert isinstance(opened.at(15.0).state, HalfOpen)
+    assert isinstance(heard.at(15.9).state, Open)
+    assert isinstance(heard.at(16.0).state, HalfOpen)  # nothing was heard
+    probing = opened.lease("t", 15.0)
+    assert probing is not None
+    again = probing.record("bad", 15.2, 0.0, "t")
+    assert isinstance(heard.adopt(again.fact("u"), 15.4).at(16.0).state, Open)

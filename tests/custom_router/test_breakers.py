@@ -31,7 +31,7 @@ class Worker:
     def __init__(self, clock: Clock | None = None, **rules: Any) -> None:
         self.clock = clock or Clock()
         self.transitions: list[Transition] = []
-        self.rules = BreakerSettings(**{"jitter": 0.0, **rules})
+        self.rules = BreakerSettings(**{"jitter": 0.0, "probes": 2, **rules})
         self.breakers = Breakers(self.rules, self.clock, lambda: 0.0, self.transitions.append)
 
     def admit(self, group: Sequence[Candidate], token: str = "t") -> dict[str, str]:  # noqa: S107 - no password

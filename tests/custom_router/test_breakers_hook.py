@@ -38,6 +38,7 @@ class Stand:
                 sinks=(self.records.append,),
                 spans=None,
                 turns=None,
+                scores=None,
             )
         )
         assert self.hook.breakers is not None

@@ -76,7 +76,10 @@ class Ticket:
         retry_after: seconds after which to come again, for the answer's header, where the queue refused it.
         session: the session of a request whose deployment LiteLLM chooses (`custom_router.affinity.Waiting`), or None.
         caller: who asks, as LiteLLM's hooks before a call are given it (`UserAPIKeyAuth`), or None.
+        trail: what it has tried (`custom_router.failover.trail.Trail`), or None.
         callers_timeout: the caller has set a time-out; that it was too short says nothing of an upstream.
+        fallbacks: the request's own list of fallbacks, False where it wants none, None where it says nothing.
+        groups: model groups that were asked so far.
     """
 
     decision: Decision | None = None
@@ -111,9 +114,12 @@ class Ticket:
     spans: dict[str, OpenSpan] = field(default_factory=dict)
     caller: object | None = None
     callers_timeout: bool = False
+    fallbacks: object = None
+    groups: set[str] = field(default_factory=set)
     session: object | None = None
     place: Place | None = None
     retry_after: int | None = None
+    trail: object | None = None
 
     def settle(self, status: int) -> None:
         """Tell what waits for the answer's status."""

@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 from pointsman.custom_router.breaker_facts import Cause, Fact, FactState
 from pointsman.resilience_settings import BreakerSettings
 
-__all__ = ["Breaker", "Closed", "HalfOpen", "Held", "Open", "State", "Verdict"]
+__all__ = ["LEAD", "Breaker", "Closed", "HalfOpen", "Held", "Open", "State", "Verdict"]
 
 Verdict: TypeAlias = Literal["good", "bad", "limited", "none"]
 """What an attempt says of its upstream: it works, it fails, it answered 429, nothing."""
@@ -27,6 +27,8 @@ SLOTS = 10
 LATE = 32
 """Probes whose time is over, whose end still counts when it comes."""
 MAX_EXPONENT = 60
+LEAD = 1.0
+"""Seconds that who heard of a rest leaves, when it is over, to the one who began it: that one's probe tells the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +102,18 @@ class Open:
         since, until: monotonic seconds.
         rests: rests in a row, this one among them; one for 429 does not count.
         cause: why.
+        lead: seconds after `until` that are left to another to probe first; 0: it began here.
     """
 
     since: float
     until: float
     rests: int
     cause: Cause
+    lead: float = 0.0
 
     def at(self, now: float) -> State:
         """Half open, once the rest is over."""
-        return self if now < self.until else HalfOpen(self)
+        return self if now < self.until + self.lead else HalfOpen(self)
 
     def record(self, rules: BreakerSettings, verdict: Verdict, now: float, luck: float, after: float | None) -> State:
         """Nothing."""
@@ -281,7 +285,8 @@ class Breaker:
         if fact.state in ("held_open", "held_closed"):
             state = Held(fact.state == "held_open", fact.reason, since, fact.until, fact.seconds)
         elif fact.state == "open":
-            state = Open(since, min(fact.until, now + self.rules.max_recovery), fact.rests, fact.cause or "failures")
+            until = min(fact.until, now + self.rules.max_recovery)
+            state = Open(since, until, fact.rests, fact.cause or "failures", LEAD)
         else:
             state = Closed(since, fact.rests)
         return Breaker(self.rules, state, fact.generation, fact.orders)

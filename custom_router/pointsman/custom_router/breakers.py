@@ -1,8 +1,8 @@
 """A worker's breakers, by upstream: whom of a group a request may try, what its attempts said, what others saw.
 
 Everything is decided from this process's memory. What changed here is told to the supervisor (`news`), what others saw comes
-in the background (`adopt`); without either the breakers are the worker's own. Each worker sends its own probes, so an upstream
-that comes back meets `probes` of each.
+in the background (`adopt`); without either the breakers are the worker's own. The worker that opened a breaker probes first;
+where it does not tell how that went within a second, each of the others sends its own probes.
 
 One event loop owns it; nothing here waits. Clock and chance are given: monotonic seconds, and a number in [0, 1).
 """
@@ -124,6 +124,26 @@ class Breakers:
             self._leases[token] = (now + self._rules.probe_timeout, tuple(taken))
         return Admission({name: reason for name, reason in out.items() if name in remains}, panic)
 
+    def resting(self, remaining: Sequence[Deployment]) -> dict[str, str]:
+        """Deployment id -> why it may not be tried, where none of them may, whatever the bounds say; else nothing."""
+        found: dict[str, str] = {}
+        now = self._clock()
+        for one in remaining if self._rules.enabled else ():
+            breaker = self._breakers.get(one.upstream or one.deployment_id)
+            why = _shut(breaker.at(now).state, self._rules, now) if breaker is not None else None
+            if why is None:
+                return {}
+            found[one.deployment_id] = why[0]
+        return found
+
+    def seconds_left(self, deployments: Sequence[Deployment]) -> float:
+        """Until one of them may be tried; 0: now, or nobody knows."""
+        now = self._clock()
+        breakers = (self._breakers.get(one.upstream or one.deployment_id) for one in deployments)
+        untils = [why[1] for one in breakers if one and (why := _shut(one.at(now).state, self._rules, now)) is not None]
+        soonest = min(untils, default=now) - now
+        return max(0.0, soonest) if soonest < math.inf else 0.0
+
     def _ejected(self, shut: Mapping[str, tuple[str, float]], size: int) -> tuple[dict[str, str], bool]:
         """Who is dropped of those that rest (id -> reason, until), and whether too few are left."""
         allowed = math.floor(size * self._rules.max_ejection_percent / 100 + 1e-9)
@@ -134,6 +154,11 @@ class Breakers:
             out = set()  # somebody has to be tried
         longest = sorted(out, key=lambda name: (name in held, shut[name][1], name))
         return {name: shut[name][0] for name in longest[max(0, len(longest) - allowed) :]}, panic
+
+    def closed(self, deployment_id: str) -> bool:
+        """Whether it serves, as far as is known."""
+        breaker = self._breakers.get(self._upstreams.get(deployment_id, deployment_id))
+        return breaker is None or isinstance(breaker.at(self._clock()).state, Closed)
 
     def settle(self, token: str, deployment_id: str) -> None:
         """This one was picked; the leases of the others are free again."""
@@ -273,7 +298,7 @@ def _shut(state: State, rules: BreakerSettings, now: float) -> tuple[str, float]
     if isinstance(state, Held):
         return (HELD, state.until) if state.open else None
     if isinstance(state, Open):
-        return OPEN, state.until
+        return OPEN, state.until + state.lead
     if isinstance(state, HalfOpen) and state.places(rules, now) <= 0:
         return PROBING, now
     return None

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from pointsman.custom_router.affinity import STICKY, Affinity, Waiting
@@ -16,20 +16,21 @@ from pointsman.custom_router.breakers import Breakers
 from pointsman.custom_router.conversation import Conversations, Turn, conversation_id
 from pointsman.custom_router.cost import AnswerLengths, Expected, expected_costs, switching_costs
 from pointsman.custom_router.filters import CONTINUED, FILTERS, BreakerFilter, Filter, apply_filters
+from pointsman.custom_router.opinion import Opinion, encoded, refusal
 from pointsman.custom_router.override import LITELLM, Choice, choose
 from pointsman.custom_router.pick import match
 from pointsman.custom_router.pins import KEPT, RETURNED, Pin
 from pointsman.custom_router.policy import Chance, Costs, Ranking, explore, rank_by_cost, rank_by_target
 from pointsman.custom_router.request import Candidate, RoutingRequest
 from pointsman.custom_router.rules import by_rule
+from pointsman.custom_router.scores import Scores
 from pointsman.custom_router.text import DEFAULT_TEXT, compose, estimate_tokens
-from pointsman.decisions import Decision, Dropped, Encoded
+from pointsman.decisions import Decision, Dropped
 from pointsman.decisions.ticket import Ticket
 from pointsman.policy_settings import PolicySettings
 from pointsman.settings import RoutingSettings, StrategySettings
-from pointsman.strategies.base import AsyncScorer, Query, Scale, UnavailableError
+from pointsman.strategies.base import AsyncScorer, Query, UnavailableError
 from pointsman.strategies.bundle import Bundle
-from pointsman.strategies.manifest import Calibration
 from pointsman.strategies.registry import StrategyRegistry
 
 __all__ = ["Decider"]
@@ -37,26 +38,12 @@ __all__ = ["Decider"]
 logger = logging.getLogger("pointsman.decide")
 
 THREADS = 2
+TIE = 1e-9
+"""What health counts for among ranks: less than any difference that means something."""
 RULE = "rule"
 """The strategy's name in a decision by a rule for embeddings."""
 SESSION = "session"
 """Who chose, where a session's pin decided."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Opinion:
-    """What a strategy said: deployment id -> score and the strategy's name for its model; and why it said nothing."""
-
-    scores: Mapping[str, float] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-    version: str | None = None
-    scale: Scale = "rank"
-    table: Calibration | None = None
-    dropped: tuple[Dropped, ...] = ()
-    fallback: str | None = None
-    text: str = ""
-    encoded: tuple[str, int, int, int] | None = None
-    """Encoder's kind and dimensions, and when it began and ended, by `time.perf_counter_ns`."""
 
 
 class Decider:
@@ -74,6 +61,7 @@ class Decider:
         chance: where exploration takes its numbers from.
         affinity: where sessions are; None: none stick.
         breakers: which upstreams rest; None: none does.
+        health: how well upstreams do, for `policy.health_weight`; None: nothing is known of it.
     """
 
     def __init__(
@@ -87,6 +75,7 @@ class Decider:
         chance: Chance | None = None,
         affinity: Affinity | None = None,
         breakers: Breakers | None = None,
+        health: Scores | None = None,
     ) -> None:
         self._settings = settings
         self._strategies = strategies
@@ -96,7 +85,8 @@ class Decider:
         self._chance = chance or random.Random()  # noqa: S311 - exploration, no secret; seeded by the system in each worker
         self._affinity = affinity
         self._breakers = breakers
-        self._filters: Sequence[Filter] = (*FILTERS, BreakerFilter(breakers)) if breakers is not None else FILTERS
+        self._health = health
+        self._breaker: Sequence[Filter] = (BreakerFilter(breakers),) if breakers is not None else ()
         self._lengths = AnswerLengths()
         self._conversations = Conversations()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pointsman-score")
@@ -118,11 +108,16 @@ class Decider:
                 self._affinity.answered(ticket.session, deployment_id)
 
     async def decide(self, request: RoutingRequest, ticket: Ticket) -> Decision:
-        """The decision for one attempt. An empty `order` means: LiteLLM's own choice among what the filters left."""
+        """The decision for one attempt. An empty `order` means: LiteLLM's own choice among what the filters left, or nobody,
+        where `fallback` is `RESTING`."""
         started = time.perf_counter_ns()
-        remaining, dropped = apply_filters(request, ticket, self._filters)
+        remaining, dropped = apply_filters(request, ticket, FILTERS)
+        if (resting := await self._all_rest(request, ticket, remaining)) is not None:
+            return refusal(request, resting, started)
+        remaining, more = apply_filters(request, ticket, self._breaker, remaining)
+        dropped = (*dropped, *more)
         choice = choose(request.wish, request.group, self._settings, self.knows)
-        name, opinion = choice.name, _Opinion()
+        name, opinion = choice.name, Opinion()
         ruled = self._ruled(request, remaining)
         stay = self._session(request, choice, remaining, ticket)
         ticket.session = None
@@ -132,21 +127,21 @@ class Decider:
         if ruled is not None:
             name, opinion, ranking = ruled
         elif name is not None and any(one.reason == CONTINUED for one in dropped):
-            opinion = _Opinion(fallback=CONTINUED)
+            opinion = Opinion(fallback=CONTINUED)
         elif stay is not None and (kept := self._kept(stay, request, ticket)) is not None:
             ranking = kept
         elif name is not None and len(request.candidates) > 1:
             opinion = await self._consult(name, request, remaining)
             if opinion.scores:
                 first = not any(request.retries) and not ticket.failed
-                ranking = self._rank(name, request, remaining, opinion, ticket, explores=first)
+                ranking = self._rank(name, request, remaining, opinion, ticket, stay, explores=first)
         elif name is not None and ticket.failed:
-            opinion = _Opinion(fallback="only_candidate")  # the others have failed and LiteLLM lets them rest
+            opinion = Opinion(fallback="only_candidate")  # the others have failed and LiteLLM lets them rest
         if stay is not None and kept is None:
             ranking, kept = self._claim(stay, ranking, ticket)
         if kept is not None:
             others = (one.deployment_id for one in remaining if one.deployment_id != ranking.order[0])
-            name, opinion = STICKY, _Opinion(dropped=tuple(Dropped(one, STICKY) for one in others), text=opinion.text)
+            name, opinion = STICKY, Opinion(dropped=tuple(Dropped(one, STICKY) for one in others), text=opinion.text)
         decided = bool(opinion.scores) or kept is not None or (ruled is not None and bool(ranking.order))
         best = ranking.order[0] if ranking.order else None
         if self._breakers is not None and best is not None:
@@ -173,10 +168,24 @@ class Decider:
             chosen_by=SESSION if kept is not None else RULE if ruled is not None else choice.by,
             scale=opinion.scale if opinion.scores else None,
             detail={**ranking.detail, **({"ignored_strategies": list(choice.ignored)} if choice.ignored else {})} or None,
-            encoded=_encoded(opinion, started),
+            encoded=encoded(opinion, started),
         )
 
-    def _ruled(self, request: RoutingRequest, remaining: Sequence[Candidate]) -> tuple[str, _Opinion, Ranking] | None:
+    async def _all_rest(
+        self, request: RoutingRequest, ticket: Ticket, remaining: Sequence[Candidate]
+    ) -> tuple[Dropped, ...] | None:
+        """Why each of the candidates is not to be tried, where that is so and trying beats refusing no longer."""
+        if self._breakers is None or not (resting := self._breakers.resting(remaining)):
+            return None
+        tried = {one.deployment_id for one in request.candidates} <= ticket.failed
+        if any(one.deployment_id == request.continues for one in remaining) and not tried:
+            return None  # nobody else knows the response that it goes on from
+        if not tried and (request.elsewhere is None or not await request.elsewhere()):
+            return None
+        failed = (Dropped(one.deployment_id, "tried") for one in request.candidates if one.deployment_id not in resting)
+        return (*(Dropped(name, reason) for name, reason in resting.items()), *failed)
+
+    def _ruled(self, request: RoutingRequest, remaining: Sequence[Candidate]) -> tuple[str, Opinion, Ranking] | None:
         """What the rules for embeddings say, or None."""
         rules = self._settings.embeddings.get(request.group)
         if request.endpoint != "embedding" or not rules:
@@ -186,8 +195,8 @@ class Decider:
             return None
         deployment, ids = found
         if not ids:
-            return RULE, _Opinion(fallback="rule_unavailable"), Ranking((), LITELLM)
-        return RULE, _Opinion(), Ranking(ids, RULE, detail={"rule": deployment})
+            return RULE, Opinion(fallback="rule_unavailable"), Ranking((), LITELLM)
+        return RULE, Opinion(), Ranking(ids, RULE, detail={"rule": deployment})
 
     def _session(
         self, request: RoutingRequest, choice: Choice, remaining: Sequence[Candidate], ticket: Ticket
@@ -241,28 +250,28 @@ class Decider:
         told = {"session": what, **({"left": pin.left} if what != KEPT and pin.left is not None else {})}
         return replace(ranking, detail={**ranking.detail, **told}), None
 
-    async def _consult(self, name: str, request: RoutingRequest, remaining: Sequence[Candidate]) -> _Opinion:
+    async def _consult(self, name: str, request: RoutingRequest, remaining: Sequence[Candidate]) -> Opinion:
         if request.endpoint != "text":
-            return _Opinion(fallback="not_text")
+            return Opinion(fallback="not_text")
         served = self._strategies.get(name)
         if served is None:
-            return _Opinion(fallback="no_bundle")
+            return Opinion(fallback="no_bundle")
         own = self._configured.get(name)
         text = request.text
         if own is not None and own.text != DEFAULT_TEXT:
             text = compose(request.messages, own.text, request.system)
         if not text:
-            return _Opinion(fallback="no_text")
+            return Opinion(fallback="no_text")
         aliases = self._aliases.get(name, self._settings.candidates)
         # Who has no names of its own is asked first and matched then.
         if served.models and not match(remaining, served.models, aliases)[0]:
             unmatched = tuple(Dropped(one.deployment_id, "no_score") for one in remaining)
-            return _Opinion(dropped=unmatched, fallback="no_candidate")
+            return Opinion(dropped=unmatched, fallback="no_candidate")
         by_name, fallback, times = await self._score(served, Query(text, request.asker, request.group), name)
         matched, unmatched_ids = match(remaining, served.models or tuple(by_name), aliases)
         scores = {deployment_id: by_name[known] for deployment_id, known in matched.items() if known in by_name}
         evaluation = served.manifest.evaluation if isinstance(served, Bundle) else None
-        return _Opinion(
+        return Opinion(
             scores=scores,
             names=matched,
             version=served.version,
@@ -279,20 +288,34 @@ class Decider:
         name: str,
         request: RoutingRequest,
         remaining: Sequence[Candidate],
-        opinion: _Opinion,
+        opinion: Opinion,
         ticket: Ticket,
+        stay: Waiting | None,
         *,
         explores: bool,
     ) -> Ranking:
-        policy = self._policy(name)
+        policy, session = self._policy(name), stay.session if stay is not None else None
         asked = request.wish.cost_weight
         weight = policy.cost_weight if asked is None else asked
+        scores, health = self._weighed(policy, remaining, opinion)
         if policy.target is not None and asked is None:
-            ranking = rank_by_target(remaining, opinion.scores, opinion.names, policy.target, opinion.table, opinion.text)
+            ranking = rank_by_target(remaining, scores, opinion.names, policy.target, opinion.table, opinion.text, session)
         else:
             costs = self._costs(request, policy, ticket) if weight > 0 and opinion.scale == "quality" else Costs({})
-            ranking = rank_by_cost(remaining, opinion.scores, opinion.scale, weight, costs, policy.reference_cost)
+            ranking = rank_by_cost(remaining, scores, opinion.scale, weight, costs, policy.reference_cost, session)
+        if health:
+            ranking = replace(ranking, detail={**ranking.detail, "health": health})
         return explore(ranking, opinion.scores, policy.explore, self._chance) if explores else ranking
+
+    def _weighed(
+        self, policy: PolicySettings, remaining: Sequence[Candidate], opinion: Opinion
+    ) -> tuple[Mapping[str, float], dict[str, float]]:
+        """The scores less what upstreams that fail lose, and the success rates that this was reckoned with."""
+        if policy.health_weight <= 0 or self._health is None:
+            return opinion.scores, {}
+        health = {one.deployment_id: self._health.health(one.upstream or one.deployment_id).success for one in remaining}
+        weight = policy.health_weight if opinion.scale == "quality" else TIE
+        return {name: score - weight * (1.0 - health.get(name, 1.0)) for name, score in opinion.scores.items()}, health
 
     def _costs(self, request: RoutingRequest, policy: PolicySettings, ticket: Ticket) -> Costs:
         """Of all candidates, those that failed too: the dearest is the measure, and must not change with a retry."""
@@ -342,10 +365,3 @@ def _conversation(request: RoutingRequest) -> bytes | None:
 
 def _stuck(pin: Pin, what: str) -> Ranking:
     return Ranking((pin.deployment_id,), STICKY, detail={"session": what})
-
-
-def _encoded(opinion: _Opinion, started: int) -> Encoded | None:
-    if opinion.encoded is None:
-        return None
-    encoder, dimensions, begin, end = opinion.encoded
-    return Encoded((begin - started) // 1000, (end - started) // 1000, encoder, dimensions)

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import litellm
@@ -27,7 +28,12 @@ from pointsman.custom_router.cascades.calls import inner_target, narrow
 from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
 from pointsman.custom_router.decide import Decider
 from pointsman.custom_router.deployments import continued_from, eligible, map_prices
+from pointsman.custom_router.elsewhere import RestingError, has_elsewhere
 from pointsman.custom_router.embed import ASKING
+from pointsman.custom_router.failover.again import Again, Choices
+from pointsman.custom_router.failover.stop import StopError
+from pointsman.custom_router.failover.streams import StreamGuard
+from pointsman.custom_router.failover.trail import Asking, trail_of
 from pointsman.custom_router.filters import NOT_TO_BE_TRIED
 from pointsman.custom_router.gate import Gate
 from pointsman.custom_router.kwargs import (
@@ -42,9 +48,11 @@ from pointsman.custom_router.kwargs import (
     session_of,
     sessions_of,
 )
+from pointsman.custom_router.opinion import RESTING
 from pointsman.custom_router.outcomes import Outcomes
 from pointsman.custom_router.override import Wish, read_wish
 from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
+from pointsman.custom_router.scores import Scores
 from pointsman.custom_router.session_keys import session_secret
 from pointsman.custom_router.text import gemini_turns, text_of
 from pointsman.custom_router.verdicts import sink, tell
@@ -85,6 +93,9 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self.breakers: Breakers | None = None
         self._cascades: Cascades | None = None
         self._gate: Gate | None = None
+        self._scores: Scores | None = None
+        self._again: Again | None = None
+        self.guard = StreamGuard()
         self.outcomes = Outcomes()
         self._spans: RequestSpans | None = None
         self._forward_request_id = False
@@ -106,22 +117,37 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             configured=runtime.settings.strategies,
             affinity=self.affinity,
             breakers=self.breakers,
+            health=runtime.scores,
         )
+        self._scores = runtime.scores
         self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
         queue = runtime.settings.resilience.queue
         self._gate = Gate(runtime.turns, queue) if queue.enabled else None
-        self.outcomes = Outcomes((sink(self.breakers), *runtime.sinks), self._decider.answered)
+        metrics, failover = getattr(runtime, "metrics", None), runtime.settings.resilience.failover
+        self.outcomes = Outcomes(
+            (sink(self.breakers), *runtime.sinks), self._decider.answered, metrics.stream_broke if metrics is not None else None
+        )
+        self._again = Again(
+            failover,
+            time.monotonic,
+            random.random,
+            self.breakers.closed if runtime.settings.resilience.breaker.enabled else None,
+            metrics.stopped if metrics is not None else lambda *_: None,
+        )
+        self.guard.bind(failover, self.outcomes.stream_failed)
         self._spans = runtime.spans
         self._forward_request_id = runtime.settings.telemetry.forward_request_id
 
     def come_last(self) -> None:
-        """Stand at the end of LiteLLM's callbacks.
+        """Stand at the end of LiteLLM's callbacks, and the guard of streams at their beginning: what it begins anew, the
+        guardrails between see as well.
 
         The router appends some of its own (budgets, affinity) when it is made anew; what they would drop must be gone before
         one is picked. LiteLLM may be iterating over the list, so it is replaced and not changed.
         """
-        if litellm.callbacks and litellm.callbacks[-1] is not self:
-            litellm.callbacks = [*(callback for callback in litellm.callbacks if callback is not self), self]
+        ours = (self, self.guard)
+        if litellm.callbacks and (litellm.callbacks[-1] is not self or litellm.callbacks[0] is not self.guard):
+            litellm.callbacks = [self.guard, *(one for one in litellm.callbacks if one not in ours), self]
 
     async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str) -> None:
         """Once a request, after LiteLLM's own checks: what is asked for, whether this key may ask for it, and its turn.
@@ -143,7 +169,10 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket.key_alias = getattr(user_api_key_dict, "key_alias", None)
         ticket.team = getattr(user_api_key_dict, "team_alias", None) or getattr(user_api_key_dict, "team_id", None)
         ticket.given = data.get("input") if endpoint == "embedding" else None
+        ticket.fallbacks = False if data.get("disable_fallbacks") is True else data.get("fallbacks")
         ticket.callers_timeout = any(data.get(name) is not None for name in ("timeout", "stream_timeout", "request_timeout"))
+        if self._again is not None:
+            self._again.begin(ticket, data, str(call_type))
         role = getattr(user_api_key_dict, "user_role", None)
         admin = getattr(role, "value", role) == LitellmUserRoles.PROXY_ADMIN.value
         key, team = getattr(user_api_key_dict, "metadata", None), getattr(user_api_key_dict, "team_metadata", None)
@@ -173,6 +202,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             return await self._filter(self._decider, ticket, model, healthy_deployments, messages, request_kwargs or {})
         except CascadeRefusedError as refused:
             raise refused.error from None
+        except (RestingError, StopError):
+            raise
         except Exception:  # law 3: an exception here would be a 500 to the client
             logger.exception("routing failed; LiteLLM's own choice holds")
             return healthy_deployments
@@ -191,9 +222,15 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ASKING.set(metadata)
         left = await eligible(group, deployments, messages, kwargs)
         retries = (number_of(metadata.get("attempted_retries")), number_of(kwargs.get("fallback_depth")))
-        if ticket.picked is not None and retries > ticket.retries:
-            ticket.failed.add(ticket.picked)  # for the failures that LiteLLM reports to no hook
+        further, asked = retries > ticket.retries, trail_of(ticket).asking
+        if self._again is not None:
+            self._again.check(ticket, further=further)
+        picked = asked.deployment_id if asked is not None else ticket.picked
+        if picked is not None and further:
+            ticket.failed.add(picked)  # for the failures that LiteLLM reports to no hook
         candidates = tuple(candidate_of(deployment, map_prices) for deployment in left)
+        if self._scores is not None:
+            self._scores.meet(candidates)
         ticket.models.update((candidate.deployment_id, candidate.model) for candidate in candidates)
         ticket.prices = {one.deployment_id: one.prices for one in candidates if one.prices is not None}
         ticket.group = ticket.group or group
@@ -227,7 +264,9 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             sessions=sessions,
             max_tokens=limit_of(kwargs),
             continues=continued_from(kwargs),
+            elsewhere=partial(has_elsewhere, group, deployments, kwargs, ticket),
         )
+        ticket.groups.add(group)
         verdict = await self._cascades.route(request, left, kwargs, metadata, ticket) if self._cascades is not None else None
         decision = verdict.decision if verdict is not None else await decider.decide(request, ticket)
         if retries[1] > ticket.retries[1]:
@@ -239,8 +278,16 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         if verdict is not None:
             _may_go_on(ticket)
             return verdict.deployments
+        if decision.fallback == RESTING and self.breakers is not None:
+            raise RestingError(group, self.breakers.seconds_left(candidates), ticket.attempt_error)
         dropped = {item.deployment_id for item in decision.dropped if item.reason in NOT_TO_BE_TRIED}
         keep = {ticket.picked} if ticket.picked else {c.deployment_id for c in candidates} - dropped
+        if self._again is not None:
+            try:
+                await self._again.before(ticket, Choices(group, keep, request.elsewhere), further=further)
+            except StopError:
+                self.breakers.release(decision.decision_id) if self.breakers is not None else None
+                raise
         chosen = [item for item, candidate in zip(left, candidates, strict=True) if candidate.deployment_id in keep]
         return chosen or deployments
 
@@ -257,6 +304,10 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         """
         ticket, metadata, kind = current_ticket(), metadata_of(kwargs), getattr(call_type, "value", None)
         changes: dict[str, Any] = {}
+        asked = str((kwargs.get("model_info") or {}).get("id") or "")
+        if ticket is not None and asked and self._again is not None:
+            changes |= self._again.bound(ticket, kwargs)
+            trail_of(ticket).asking = Asking(str(metadata.get(DECISION_KEY)), asked, time.monotonic())
         messages = None
         if ticket is not None and isinstance(ticket.cascade, State):
             messages = ticket.cascade.messages(metadata.get(DECISION_KEY))
@@ -287,9 +338,10 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         original_exception: Exception,
         user_api_key_dict: Any,
         traceback_str: str | None = None,
-    ) -> None:
+    ) -> HTTPException | None:
         """The request ended badly, after all attempts; LiteLLM's log event would come for attempts that were retried, too."""
         self.outcomes.request_failed(original_exception)
+        return original_exception.answer() if isinstance(original_exception, RestingError) else None
 
     async def async_log_success_event(
         self, kwargs: dict[str, Any], response_obj: Any, start_time: datetime, end_time: datetime

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -79,6 +79,7 @@ class RoutingRequest:
         sessions: everything by which it may be told which session this is of.
         max_tokens: the answer's limit, as the client set it.
         continues: id of the deployment that keeps the response which this request goes on from.
+        elsewhere: asks whether the request goes on to others when this group refuses it; None: it does not.
         decision_id: of the decision that is to be made, under which a probe is leased before there is one.
     """
 
@@ -102,6 +103,7 @@ class RoutingRequest:
     sessions: tuple[Session, ...] = ()
     max_tokens: int | None = None
     continues: str | None = None
+    elsewhere: Callable[[], Awaitable[bool]] | None = None
     decision_id: str = field(default_factory=new_decision_id)
 
 

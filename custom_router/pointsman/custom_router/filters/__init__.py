@@ -25,10 +25,16 @@ NOT_TO_BE_TRIED = frozenset({"tried", "excluded", OPEN, PROBING, HELD})
 
 
 def apply_filters(
-    request: RoutingRequest, ticket: Ticket, filters: Sequence[Filter] = FILTERS
+    request: RoutingRequest,
+    ticket: Ticket,
+    filters: Sequence[Filter] = FILTERS,
+    remaining: tuple[Candidate, ...] | None = None,
 ) -> tuple[tuple[Candidate, ...], tuple[Dropped, ...]]:
-    """What remains and what was dropped. A filter that would leave nobody is passed over: trying beats refusing."""
-    remaining: tuple[Candidate, ...] = request.candidates
+    """What remains (of `remaining`, else of all candidates) and what was dropped.
+
+    A filter that would leave nobody is passed over: trying beats refusing.
+    """
+    remaining = request.candidates if remaining is None else remaining
     dropped: list[Dropped] = []
     for filter_ in filters:
         out = filter_(request, ticket, remaining)
