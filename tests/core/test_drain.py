@@ -56,6 +56,7 @@ async def served(*, not_ready: float, grace: float) -> AsyncIterator[tuple[Site,
     routes = [Route("/wait", site.wait), Route("/stream", site.stream), Route("/health/readiness", site.ready)]
     in_flight = InFlight(Starlette(routes=routes, lifespan=site.lifespan))
     sock = socket.create_server(("127.0.0.1", 0))
+    supervisors = sock.dup()  # which holds the socket open until the last worker has ended
     started = asyncio.Event()
     config = uvicorn.Config(in_flight, log_config=None, lifespan="on", timeout_graceful_shutdown=30)
     told: list[float] = []
@@ -68,6 +69,7 @@ async def served(*, not_ready: float, grace: float) -> AsyncIterator[tuple[Site,
         server.drain()
         site.release.set()
         await asyncio.wait_for(task, 20)
+        supervisors.close()
         assert site.lifespan_ended
         assert told == [not_ready + grace], "told once, when the drain began"
 
@@ -115,3 +117,31 @@ async def test_new_connections_are_refused_after_the_drain() -> None:
         await asyncio.wait_for(task, 20)
         with pytest.raises(httpx.ConnectError):
             httpx.get(url + "/health/readiness", timeout=2)  # noqa: ASYNC210 - nothing else runs here
+
+
+async def test_while_not_ready_answers_ask_for_the_connections_end() -> None:
+    async with served(not_ready=1.0, grace=20) as (_, server, url, _), httpx.AsyncClient(base_url=url) as client:
+        assert "connection" not in (await client.get("/health/readiness")).headers
+        server.drain()
+        await asyncio.sleep(0)
+        for path in ("/health/readiness", "/nowhere"):
+            assert (await client.get(path)).headers["connection"] == "close"
+
+
+async def test_who_has_connected_is_served_and_who_comes_later_is_refused_at_once() -> None:
+    """And not left in the kernel's queue, where nobody would accept it, while requests in flight come to their end."""
+    async with served(not_ready=0, grace=20) as (site, server, url, task), httpx.AsyncClient(base_url=url) as client:
+        waiting = asyncio.create_task(client.get("/wait"))
+        await asyncio.wait_for(site.entered.wait(), 10)
+        port = int(url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as early:  # the kernel has it; the server's loop has not
+            await server.stop_accepting()
+            early.sendall(b"GET /health/readiness HTTP/1.1\r\nhost: x\r\n\r\n")
+            early.setblocking(False)
+            answer = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(early, 4096), 10)
+            assert answer.startswith(b"HTTP/1.1 200")
+        with pytest.raises(httpx.ConnectError):
+            await client.get("/health/readiness", timeout=2)
+        assert not task.done()
+        site.release.set()
+        assert (await waiting).text == "done"

@@ -2,13 +2,19 @@
 
 `InFlight` is the middleware that knows every request in flight, answers readiness with 503 while draining, and can cut what
 outlives the grace period with a proper last event. `DrainingServer` is uvicorn's server with that order of steps.
-Both belong to one event loop; nothing here is shared between workers.
+Both belong to one event loop; of what they hold only the listening socket is shared between workers.
+
+So that a client before us (nginx, an SDK) finds no connection broken under a request: while not ready each answer asks it to
+close its connection, which costs nobody a request; then whoever has connected is still served, and later ones are refused.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import socket
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -26,11 +32,16 @@ logger = logging.getLogger("pointsman.drain")
 READINESS_PATHS = frozenset({"/health/readiness", "/health/readiness/"})
 
 
+LINGER = 0.3
+"""Seconds for requests on their way over connections that are there when no new ones are accepted."""
+
+
 class _Request:
     """One request in flight and what of its answer is already out."""
 
-    def __init__(self, send: Send, task: asyncio.Task[Any] | None) -> None:
+    def __init__(self, send: Send, task: asyncio.Task[Any] | None, draining: Callable[[], bool]) -> None:
         self._send = send
+        self._draining = draining
         self._task = task
         self._started = False
         self._stream = False
@@ -43,6 +54,8 @@ class _Request:
         if message["type"] == "http.response.start":
             self._started = True
             headers = dict(message.get("headers", ()))
+            if self._draining():
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             self._stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self._finished = True
@@ -78,6 +91,11 @@ class InFlight:
         self._app = app
         self._requests: set[_Request] = set()
         self.draining = False
+        self.warming = False
+
+    def warm(self) -> None:
+        """It may be ready: what it was to wait for has come, or is not waited for any longer."""
+        self.warming = False
 
     @property
     def count(self) -> int:
@@ -94,11 +112,11 @@ class InFlight:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self.draining and scope["path"] in READINESS_PATHS:
-            await _not_ready(send)
+        if (self.draining or self.warming) and scope["path"] in READINESS_PATHS:
+            await _not_ready(send, "is shutting down" if self.draining else "warms up its local backends")
             return
         task = asyncio.current_task()
-        request = _Request(send, task)
+        request = _Request(send, task, lambda: self.draining)
         self._requests.add(request)
         try:
             await self._app(scope, receive, request.send)
@@ -111,8 +129,8 @@ class InFlight:
             self._requests.discard(request)
 
 
-async def _not_ready(send: Send) -> None:
-    error = ProcessError("the gateway is shutting down", code="E4605", mend="use another instance")
+async def _not_ready(send: Send, why: str) -> None:
+    error = ProcessError(f"the gateway {why}", code="E4605", mend="use another instance")
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": orjson.dumps(error.as_json())})
@@ -154,6 +172,38 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if not self.should_exit:
             self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept what has connected, refuse what comes later, and give requests on their way time to arrive."""
+        await self.stop_accepting()
+        await asyncio.sleep(LINGER)
+        await super().shutdown(sockets)
+
+    async def stop_accepting(self) -> None:
+        """The first step of a shutdown."""
+        accepted: list[socket.socket] = []
+        copies = [socket.socket(fileno=os.dup(sock.fileno())) for server in self.servers for sock in server.sockets]
+        for server in self.servers:
+            server.close()
+        for sock in copies:
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):  # none is left: EAGAIN; another worker was first: EINVAL
+                while True:
+                    accepted.append(sock.accept()[0])
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # for all who share it; else connections would wait that nobody accepts
+            sock.close()
+        loop = asyncio.get_running_loop()
+        for connection in accepted:
+            connection.setblocking(False)
+            with contextlib.suppress(OSError):  # it has gone already
+                await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start to drain. Not the base class's: that one raises the signal again at the end and exits with 128 + n."""
