@@ -29,6 +29,10 @@ TOUCHED: dict[str, str] = {
     "litellm.router_utils.fallback_event_handlers:check_non_standard_fallback_format": "reads a list of fallbacks",
     "litellm.router_utils.fallback_event_handlers:fallbacks_disabled_for_request": "whether the request wants none",
     "litellm.router_utils.fallback_event_handlers:get_fallback_model_group": "reads a list of fallbacks",
+    # Streams that break before their first content (custom_router/failover/streams.py).
+    "litellm.integrations.custom_logger:CustomLogger.async_post_call_streaming_iterator_hook": "sees streams, and begins anew",
+    "litellm.exceptions:MidStreamFallbackError": "the envelope of what a stream broke with",
+    "litellm.proxy.route_llm_request:route_request": "asks the router again for the same request",
     # Cascades (custom_router/cascades), whose answers go through a CustomLLM as well.
     "litellm:Router.acompletion": "a cascade's calls",
     "litellm.proxy.proxy_server:get_current_spend": "the caller's budgets, between a cascade's calls",
@@ -52,6 +56,10 @@ TOUCHED: dict[str, str] = {
     "litellm.proxy._types:LitellmUserRoles": "who is an administrator",
     "litellm.proxy._types:UserAPIKeyAuth": "who calls our endpoints",
     "litellm.proxy.auth.user_api_key_auth:user_api_key_auth": "authenticates our endpoints",
+    # Questions of the gateway's own (custom_router/probes.py).
+    "litellm:ahealth_check": "asks idle upstreams, and warms up local ones",
+    "litellm.proxy.health_check:resolve_health_check_mode": "what its health check asks a deployment for",
+    "litellm.proxy.health_check:update_litellm_params_for_health_check": "what its health check asks",
     # Metrics (core/callbacks/spend.py).
     "litellm.proxy.proxy_server:prisma_client": "where rows of the request log wait",
     "litellm.proxy.utils:PrismaClient.spend_log_transactions": "they, oldest first",

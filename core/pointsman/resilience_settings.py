@@ -257,10 +257,26 @@ class FailoverSettings(_Part):
     )
 
 
+class SharingSettings(_Part):
+    """What instances tell each other over the Redis that LiteLLM uses: breakers, sessions, scores."""
+
+    enabled: bool = Field(
+        True,
+        description="Share with other instances, where `cache_params` or `REDIS_*` name a Redis; off: each for itself.",
+    )
+    prefix: str = Field(
+        "pointsman",
+        pattern=r"^[A-Za-z0-9_.:-]{1,64}$",
+        description="Beginning of the keys in Redis. Instances with the same one share; installations that must not share "
+        "and use one Redis have different ones.",
+    )
+
+
 class ResilienceSettings(_Part):
     """Each part its own class."""
 
     breaker: BreakerSettings = Field(default_factory=BreakerSettings, description="Circuit breakers.")
+    sharing: SharingSettings = Field(default_factory=SharingSettings, description="What instances tell each other.")
     sticky: StickySettings = Field(default_factory=StickySettings, description="Sessions that stay where they are.")
     queue: QueueSettings = Field(default_factory=QueueSettings, description="Waiting for a turn, by priority.")
     scores: ScoreSettings = Field(default_factory=ScoreSettings, description="How well upstreams do.")

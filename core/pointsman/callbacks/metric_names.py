@@ -107,6 +107,22 @@ _ROWS = (
         ("model",),
     ),
     Metric(
+        "pointsman_failover_stops_total",
+        "counter",
+        "{request}",
+        "Requests that got no further try, by model group and by what ended them: `deadline`, `budget` (the group's retry "
+        "budget is spent), `retry_after` (the provider asks to be left alone for longer than is waited).",
+        ("group", "limit"),
+    ),
+    Metric(
+        "pointsman_streams_broken_total",
+        "counter",
+        "{attempt}",
+        "Streams that broke, by model: `before` their first content, which the client does not notice where another deployment "
+        "answers, or `after` it.",
+        ("model", "when"),
+    ),
+    Metric(
         "pointsman_fallbacks_total",
         "counter",
         "{request}",
@@ -262,6 +278,64 @@ _ROWS = (
         "{request}",
         "Requests that left the queue: `admitted`, or refused as `full`, `late` or `closing`, or `gone` with their client.",
         ("group", "priority", "result"),
+    ),
+    Metric(
+        "pointsman_upstream_success_ratio",
+        "gauge",
+        "1",
+        "Share of the attempts at an upstream that went well, as the instance sees it; what callers did wrong does not count. "
+        "This and the next are estimates that fade (`pointsman.resilience.scores`), of upstreams that the configuration names, "
+        "told every five seconds; `/pointsman/providers` has their uncertainty.",
+        ("upstream",),
+    ),
+    Metric(
+        "pointsman_upstream_latency_seconds",
+        "gauge",
+        "s",
+        "Time of an attempt that answered, by upstream and quantile (`0.5`, `0.95`).",
+        ("upstream", "quantile"),
+    ),
+    Metric(
+        "pointsman_upstream_first_token_seconds",
+        "gauge",
+        "s",
+        "Of streamed answers: time to the first chunk of the upstream, by upstream and quantile (`0.5`, `0.95`).",
+        ("upstream", "quantile"),
+    ),
+    Metric(
+        "pointsman_upstream_tokens_per_second",
+        "gauge",
+        "{token}/s",
+        "Tokens of an answer over the whole time of its attempt, the median.",
+        ("upstream",),
+    ),
+    Metric(
+        "pointsman_upstream_parity_violation_ratio",
+        "gauge",
+        "1",
+        "Share of the answers that were none of the kind asked for: unreadable, empty, no JSON, no tool call.",
+        ("upstream",),
+    ),
+    Metric(
+        "pointsman_upstream_feedback_ratio",
+        "gauge",
+        "1",
+        "Mean of the feedback (0 to 1) on an upstream's answers.",
+        ("upstream",),
+    ),
+    Metric(
+        "pointsman_upstream_attempts_weight",
+        "gauge",
+        "{attempt}",
+        "How many attempts the estimates of an upstream rest on; one counts half after a half-life.",
+        ("upstream",),
+    ),
+    Metric(
+        "pointsman_probes_total",
+        "counter",
+        "{probe}",
+        "The gateway's own questions to upstreams: `probe` (idle ones), `warm_up` (local ones); they `answered` or `failed`.",
+        ("kind", "result"),
     ),
 )
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -26,6 +26,8 @@ __all__ = ["METRICS", "Metrics", "Request"]
 logger = logging.getLogger("pointsman.metrics")
 
 LITELLM = "litellm"
+MAX_UPSTREAMS = 256
+"""Upstreams of the configuration that have series of their own."""
 MAX_WORDS = 64
 """Different words in a label beyond those that the configuration knows."""
 ENTITIES = ("key", "team", "team_member", "user", "end_user", "organization", "project", "tag", "model_access_group", "proxy")
@@ -51,6 +53,36 @@ _MODES: dict[str, Literal["livemax", "livemin", "livemostrecent", "livesum"]] = 
     "pointsman_spend_flush_lag_seconds": "livemax",
 }
 """How a gauge of several workers becomes one; what the supervisor says is the same in all: `livemostrecent`."""
+
+
+class Rate(Protocol):
+    """An estimate (`custom_router.estimates.Estimate`)."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def weight(self) -> float: ...
+
+
+class Score(Protocol):
+    """What is known of an upstream (`custom_router.scores.Score`), times in milliseconds, as p50 and p95."""
+
+    @property
+    def upstream(self) -> str: ...
+    @property
+    def success(self) -> Rate | None: ...
+    @property
+    def latency(self) -> tuple[Rate, Rate] | None: ...
+    @property
+    def first_token(self) -> tuple[Rate, Rate] | None: ...
+    @property
+    def tokens_per_second(self) -> Rate | None: ...
+    @property
+    def flaws(self) -> Rate | None: ...
+    @property
+    def feedback(self) -> Rate | None: ...
+
+
 _CODE = re.compile("[1-5][0-9][0-9]")
 
 
@@ -96,6 +128,7 @@ class Metrics:
         self._fallbacks, self._errors = Words({""}, MAX_WORDS), Words({""}, MAX_WORDS)
         self._entities, self._statuses = Words(ENTITIES, 0), Words((), MAX_WORDS)
         self._versions, self._destinations = Words({""}, MAX_WORDS), Words({""}, MAX_WORDS)
+        self._upstreams = Words((), MAX_UPSTREAMS)
         self._serving: dict[str, tuple[str, str, str]] = {}
         self._store = {"written": 0, "dropped": 0}
         self._broken = False
@@ -149,10 +182,28 @@ class Metrics:
         self._safely(partial(self._observe, value=seconds), "pointsman_queue_wait_seconds", group, priority)
         self._safely(self._count, "pointsman_queue_requests_total", group, priority, result)
 
+    def stopped(self, group: str, limit: str) -> None:
+        """Count one request that gets no further try (`pointsman.custom_router.failover.again`)."""
+        self._safely(self._count, "pointsman_failover_stops_total", self._groups(group), limit)
+
+    def stream_broke(self, model: str, broken: bool) -> None:
+        """Count one stream that broke, `broken`: after its first content."""
+        self._safely(self._count, "pointsman_streams_broken_total", self._models(model), "after" if broken else "before")
+
     def queues(self, states: Iterable[Mapping[str, Any]]) -> None:
         """Take the state of this worker's queues, as `custom_router.turns.Turns.status` tells it."""
         for state in states:
             self._safely(self._queue, state, self._groups(state["group"] or ""))
+
+    def upstreams(self, scores: Iterable[Score]) -> None:
+        """Take what is known of the configured upstreams; of more than have a label nothing is told."""
+        for score in scores:
+            if (label := self._upstreams(score.upstream)) != OTHER:
+                self._safely(self._upstream, label, score)
+
+    def probed(self, kind: str, result: str) -> None:
+        """Count one question of the gateway's own (`pointsman.custom_router.probes`)."""
+        self._safely(self._count, "pointsman_probes_total", kind, result)
 
     def told(self, message: Mapping[str, Any]) -> None:
         """Take the state of the instance, as the supervisor tells it (`pointsman.process.feed`)."""
@@ -252,6 +303,23 @@ class Metrics:
         self._gauges["pointsman_queue_running_requests"].labels(group).set(state["running"])
         for of_class in state["classes"]:
             self._gauges["pointsman_queue_waiting_requests"].labels(group, of_class["priority"]).set(of_class["waiting"])
+
+    def _upstream(self, upstream: str, score: Score) -> None:
+        def set_(name: str, value: float | None, *labels: str) -> None:
+            if value is not None:
+                self._gauges[f"pointsman_upstream_{name}"].labels(upstream, *labels).set(value)
+
+        set_("attempts_weight", score.success.weight if score.success is not None else 0.0)
+        for name, estimate in (
+            ("success_ratio", score.success),
+            ("tokens_per_second", score.tokens_per_second),
+            ("parity_violation_ratio", score.flaws),
+            ("feedback_ratio", score.feedback),
+        ):
+            set_(name, estimate.value if estimate is not None else None)
+        for name, pair in (("latency_seconds", score.latency), ("first_token_seconds", score.first_token)):
+            for quantile, estimate in zip(("0.5", "0.95"), pair or (), strict=False):
+                set_(name, estimate.value / 1000, quantile)
 
     def _exported(self, signal: str, destination: str, result: str, count: int) -> None:
         self._count("pointsman_export_records_total", signal, self._destinations(destination), result, by=count)

@@ -14,6 +14,8 @@ import litellm
 
 from pointsman.custom_router.cascades.service import State
 from pointsman.custom_router.cost import always_strong
+from pointsman.custom_router.failover.stop import StopError
+from pointsman.custom_router.failover.trail import Trail, note, trail_of
 from pointsman.custom_router.flaws import MALFORMED, flaw_of, malformed
 from pointsman.custom_router.kwargs import DECISION_KEY, metadata_of, number_of
 from pointsman.custom_router.verdicts import retry_after_of
@@ -46,21 +48,36 @@ def _first_token(kwargs: Mapping[str, Any], began: datetime, ended: datetime) ->
     return _milliseconds(began, first) if isinstance(first, datetime) and _between(began, first, ended) else None
 
 
+def _explain(ticket: Ticket, exception: Exception) -> None:
+    """Say in a failed request's error what was tried and what ended it, as LiteLLM says there what it fell back to."""
+    trail, message = ticket.trail, getattr(exception, "message", None)
+    if not isinstance(trail, Trail) or not isinstance(message, str):
+        return
+    stopped = isinstance(exception, StopError)
+    words = " ".join(filter(None, (trail.told(), exception.why if isinstance(exception, StopError) else "")))
+    if words and (stopped or len(trail.tried) > 1 or trail.broken):
+        exception.message = f"{message}\n\n{words}"  # type: ignore[attr-defined] # it has one
+    if isinstance(exception, StopError):
+        exception.settle()
+
+
 class Outcomes:
     """Records what happened.
 
     Args:
         sinks: where records go; each call neither blocks nor raises.
         answered: told of each answer (ticket, deployment id, prompt tokens, completion tokens), to learn from.
+        streams: told of each stream that broke: its model, and whether there had been content.
     """
 
     def __init__(
         self,
         sinks: Sequence[Callable[[Decision | Attempt | Outcome], None]] = (),
         answered: Callable[[Ticket | None, str, int, int], None] | None = None,
+        streams: Callable[[str, bool], None] | None = None,
     ) -> None:
         self.sinks = tuple(sinks)
-        self._answered = answered
+        self._answered, self._streams = answered, streams
 
     def record(self, record: Decision | Attempt | Outcome) -> None:
         """Give a record to all sinks."""
@@ -75,21 +92,42 @@ class Outcomes:
         deployment_id = str(info.get("id") or "") if isinstance(info, Mapping) else ""
         if ticket is None or ticket.decision is None or not deployment_id:
             return
+        # The metadata's, not the ticket's: one HTTP request may make several calls of the router.
+        self._failed(ticket, metadata.get(DECISION_KEY) or ticket.decision.decision_id, deployment_id, exception)
+
+    def stream_failed(self, ticket: Ticket, exception: Exception, *, broken: bool) -> None:
+        """A stream failed, of which LiteLLM tells no hook of attempts; `broken`: after its first content."""
+        asking = trail_of(ticket).asking
+        if asking is None:
+            return
+        if self._streams is not None:
+            self._streams(ticket.models.get(asking.deployment_id) or "", broken)
+        self._failed(ticket, asking.decision_id, asking.deployment_id, exception, broken=broken)
+
+    def _failed(
+        self, ticket: Ticket, decision_id: str, deployment_id: str, exception: Exception, *, broken: bool = False
+    ) -> None:
+        trail = trail_of(ticket)
+        if (decision_id, deployment_id) in trail.ended:
+            return  # LiteLLM tells of a call within a call twice
+        trail.ended.add((decision_id, deployment_id))
+        retry_after = retry_after_of(exception)
+        note(ticket, deployment_id, exception, time.monotonic(), retry_after)
         ticket.failed.add(deployment_id)
         ticket.attempt_error = type(exception).__name__
         ticket.attempt += 1
         self.record(
             Attempt(
-                # The metadata's, not the ticket's: one HTTP request may make several calls of the router.
-                decision_id=metadata.get(DECISION_KEY) or ticket.decision.decision_id,
+                decision_id=decision_id,
                 number=ticket.attempt,
                 deployment_id=deployment_id,
                 model=ticket.models.get(deployment_id),
                 outcome="error",
                 error=type(exception).__name__,
                 status=_status(exception),
-                retry_after=retry_after_of(exception),
-                callers_timeout=ticket.callers_timeout,
+                retry_after=retry_after,
+                callers_timeout=ticket.callers_timeout or trail.shortened,
+                broken=broken,
                 flaw=MALFORMED if malformed(exception) else None,
             )
         )
@@ -99,7 +137,9 @@ class Outcomes:
         ticket = current_ticket()
         if ticket is None:
             return
-        ticket.error = type(exception).__name__
+        cause = exception.cause if isinstance(exception, StopError) else None
+        ticket.error = type(cause or exception).__name__
+        _explain(ticket, exception)
         if isinstance(exception, litellm.BudgetExceededError):
             ticket.budget = str(exception.entity_type or "other").lower()
         if ticket.decision is None or ticket.closed:
@@ -125,10 +165,12 @@ class Outcomes:
         latency_ms = _milliseconds(start_time, end_time)
         deployment_id = payload.get("model_id") or (params.get("model_info") or {}).get("id")
         ticket = current_ticket()
+        trail = trail_of(ticket) if ticket is not None else None
+        broken = trail is not None and trail.broken
         paid, strong = float(payload.get("response_cost") or 0.0), None
         tokens = number_of(payload.get("prompt_tokens")), number_of(payload.get("completion_tokens"))
         # A cache hit has a decision and an outcome, but nobody was tried.
-        if deployment_id and not (kwargs.get("cache_hit") or payload.get("cache_hit")):
+        if deployment_id and not (kwargs.get("cache_hit") or payload.get("cache_hit") or broken):
             if self._answered is not None:
                 self._answered(ticket, deployment_id, *tokens)
             number = ticket.attempt + 1 if ticket is not None else 1
@@ -158,7 +200,7 @@ class Outcomes:
         self.record(
             Outcome(
                 decision_id=decision_id,
-                status="success",
+                status="failure" if broken else "success",
                 deployment_id=deployment_id,
                 prompt_tokens=tokens[0],
                 completion_tokens=tokens[1],

@@ -28,6 +28,7 @@ BAD_CLASSES = frozenset({
     *("Timeout", "APITimeoutError", "TimeoutError", "ReadTimeout", "ConnectTimeout", "WriteTimeout", "PoolTimeout"),
     *("APIConnectionError", "ConnectionError", "ConnectError", "ReadError", "WriteError", "RemoteProtocolError"),
     *("InternalServerError", "ServiceUnavailableError", "BadGatewayError", "MidStreamFallbackError"),
+    *("BrokenStreamError", "FirstTokenTimeout"),
     *("APIResponseValidationError", "ClientConnectorError", "ServerDisconnectedError", "ClientPayloadError"),
 })  # fmt: skip
 """Of LiteLLM, openai, httpx and aiohttp; for errors without a status."""
@@ -53,6 +54,8 @@ def verdict_of(outcome: str, error: str | None, status: int | None, *, callers_t
             return "limited"
         late = error is not None and "Timeout" in error
         return "bad" if error in BAD_CLASSES and not (late and callers_timeout) else "none"
+    if status < 400:
+        return "bad"  # it says that all is well, and cannot be read
     if status == 429:
         return "limited"
     if callers_timeout and status in (408, 504):
