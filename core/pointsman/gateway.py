@@ -31,7 +31,19 @@ def _queue(runtime: Runtime) -> APIRouter:
     return queue_router(runtime)
 
 
-ROUTERS: Sequence[Callable[[Runtime], APIRouter]] = (_admin, _queue)
+def _providers(runtime: Runtime) -> APIRouter:
+    from pointsman.http.providers import providers_router
+
+    return providers_router(runtime)
+
+
+def _feedback(runtime: Runtime) -> APIRouter:
+    from pointsman.http.feedback import feedback_router
+
+    return feedback_router(runtime)
+
+
+ROUTERS: Sequence[Callable[[Runtime], APIRouter]] = (_admin, _queue, _providers, _feedback)
 """Makers of routers, included in this order."""
 
 MIDDLEWARE: Sequence[Callable[[ASGIApp], ASGIApp]] = (Tickets,)

@@ -63,6 +63,14 @@ class PolicySettings(_Part):
     switching: bool = Field(
         True, description="Count the provider's prompt cache that is lost when a conversation changes deployments as cost."
     )
+    health_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="Score that an upstream loses that always fails (`pointsman.resilience.scores`); one that fails in every "
+        "tenth attempt loses a tenth of it. Scores that are ranks: only where they are equal.",
+    )
     target: TargetSettings | None = Field(None, description="Calibrate a threshold between a weak and a strong model.")
     explore: ExploreSettings = Field(default_factory=ExploreSettings, description="A share that chance decides.")
 

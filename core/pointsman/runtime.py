@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -21,6 +22,7 @@ from pointsman.callbacks.metrics import Metrics
 from pointsman.callbacks.spans import RequestSpans
 from pointsman.callbacks.spend import rows_waiting, spend_waiting
 from pointsman.custom_router.embed import embed
+from pointsman.custom_router.scores import Scores
 from pointsman.custom_router.turns import Turns
 from pointsman.decisions.store import DecisionStore
 from pointsman.decisions.types import Attempt, Decision, Outcome
@@ -75,17 +77,22 @@ class Runtime:
         self.metrics = Metrics(settings.strategies)
         self.exports = ExportWatch(self.metrics.exported)
         self.turns = Turns(settings.resilience.queue.share(worker, workers), self.metrics)
+        self.scores = Scores(settings.resilience.scores, time.monotonic)
         self.spans = RequestSpans(propagate=settings.telemetry.traces.propagate)
         self.sinks: tuple[Callable[[Decision | Attempt | Outcome], None], ...] = (
             logs.record,
             self.decisions.put,
             self.metrics.record,
             self.spans.record,
+            self.scores.record,
         )
         """Where leaf records go; each call neither blocks nor raises."""
         self.logs = logs
         self.on_drain: Callable[[], None] = lambda: None
         self.in_flight: Callable[[], int] = lambda: 0
+        self.on_warm: Callable[[], None] = lambda: None
+        self.breaker_states: Callable[[], Mapping[str, str]] = dict
+        self.warm_up: Mapping[str, Any] = {"state": "pending" if settings.resilience.warm_up.enabled else "off"}
         self.models: ModelSync | None = None
         self.facts = Sources(channel.send)
         """What is told to the other workers, and heard of them; who has or wants facts adds itself before the worker serves."""
@@ -172,19 +179,26 @@ class Runtime:
         elif kind == "models":
             self._apply_models(message)
         elif kind == "metrics":
-            self.metrics.told(message)
-            self.metrics.sample(self.decisions.pending, self.decisions.written, self.decisions.dropped, self._serving())
-            self.metrics.spend(*spend_waiting(rows_waiting(), datetime.now(UTC)))
-            self.metrics.in_flight(self.in_flight())
-            if self.settings.resilience.queue.enabled:
-                self.metrics.queues(self.turns.status()["queues"])
-            self.exports.collect()
-            for destination, lost in self.logs.lost().items():
-                self.metrics.exported("logs", destination, "dropped", lost)
+            self._sample(message)
+        elif kind == "warm":
+            self.warmed(message["state"])
         elif kind == "logs":
             self.logs.set_levels(*message["levels"])
         elif kind == "drain":
             self.on_drain()
+
+    def _sample(self, message: Mapping[str, Any]) -> None:
+        """Put the state of this worker, and what the supervisor tells of the instance's, into the metrics."""
+        self.metrics.told(message)
+        self.metrics.sample(self.decisions.pending, self.decisions.written, self.decisions.dropped, self._serving())
+        self.metrics.spend(*spend_waiting(rows_waiting(), datetime.now(UTC)))
+        self.metrics.in_flight(self.in_flight())
+        if self.settings.resilience.queue.enabled:
+            self.metrics.queues(self.turns.status()["queues"])
+        self.metrics.upstreams(self.scores.configured())
+        self.exports.collect()
+        for destination, lost in self.logs.lost().items():
+            self.metrics.exported("logs", destination, "dropped", lost)
 
     def _serving(self) -> dict[str, tuple[int, str, str]]:
         """Strategy -> generation, kind and version in service here."""
@@ -198,6 +212,7 @@ class Runtime:
             assert self.models is not None  # noqa: S101 - narrows the type; set before the worker listens
             self.models.apply(message["models"])
             self.metrics.know(message["models"])
+            self.scores.know(message["models"])
         except PointsmanError as error:
             logger.error("cannot take up the changed model list: %s", error)
             ack |= {"error": str(error)}
@@ -236,6 +251,30 @@ class Runtime:
     def queue(self) -> dict[str, Any]:
         """State of this worker's queues; each worker has its own, with its share of the limits."""
         return {"worker": self.worker, "workers": self.workers, **self.turns.status()}
+
+    def providers(self) -> dict[str, Any]:
+        """What the instance knows of its upstreams, and whether its local backends are warm."""
+        states = self.breaker_states()
+        rows = [{**score.to_json(), "breaker": states.get(score.upstream, "closed")} for score in self.scores.scores()]
+        return {"worker": self.worker, "providers": rows, "warm_up": dict(self.warm_up)}
+
+    async def feedback(self, decision_id: str, key_hash: str, score: float) -> Mapping[str, Any]:
+        """Keep feedback of a key on an answer, and let the score of who gave that answer feel it."""
+        kept: Mapping[str, Any] = await self.call("feedback", decision_id=decision_id, key_hash=key_hash, score=score)
+        if kept["answered"] and kept["deployment_id"] is not None:
+            before = None if kept["before"] is None else (float(kept["before"]), float(kept["age"]))
+            self.scores.praised(str(kept["deployment_id"]), score, before)
+        return kept
+
+    @property
+    def keeps_comments(self) -> bool:
+        """Whether texts of clients may be logged."""
+        return self.settings.privacy.capture_prompts
+
+    def warmed(self, state: Mapping[str, Any]) -> None:
+        """The local backends are warm, or are not waited for any longer; this worker may be ready."""
+        self.warm_up = state
+        self.on_warm()
 
     async def close(self) -> None:
         """Write what is still to be written and close the line."""

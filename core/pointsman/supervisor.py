@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pointsman.callbacks.process_spans import ProcessSpans
 from pointsman.custom_router.session_keys import session_secret
 from pointsman.database_credentials import DatabaseAccess
 from pointsman.database_url import migration_url, parts_of
+from pointsman.decisions.feedback import Feedback
 from pointsman.embedded_postgres import EmbeddedPostgres
 from pointsman.errors import ConfigError, ProcessError, RequestError
 from pointsman.litellm_config import GatewayConfig
@@ -106,6 +107,7 @@ class Supervisor:
         self._env: dict[str, str] = {}
         self._session_secret = b""
         self._database_url: str | None = None
+        self._feedback: Feedback | None = None
         self._postgres: EmbeddedPostgres | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -192,6 +194,7 @@ class Supervisor:
         self.log_lines.share(run_dir)
         url, direct = await self._database(stack, run_dir)
         self._database_url = url
+        self._feedback = Feedback(url, config.settings.decisions)
         engine = QueryEngine(self._pooled(url), run_dir) if url is not None else None
         if engine is not None:
             stack.push_async_callback(engine.stop)
@@ -354,6 +357,9 @@ class Supervisor:
         if method == "logs":
             assert self._pool is not None  # noqa: S101
             return self.log_lines.change(params, self._pool.broadcast)
+        if method == "feedback":
+            assert self._feedback is not None  # noqa: S101
+            return asdict(await self._feedback.give(params["decision_id"], params["key_hash"], params["score"]))
         if method == "sharing":
             assert self._sharing is not None  # noqa: S101
             return self._sharing.status()

@@ -57,7 +57,7 @@ def test_the_servers_time_limits_are_options_of_the_session() -> None:
 def test_the_number_that_is_told() -> None:
     url = pooled_url(URL, {}, 2)
     assert most_connections(url, 2, decisions=False, strategies=False) == 22
-    assert most_connections(url, 2, decisions=True, strategies=True) == 27
+    assert most_connections(url, 2, decisions=True, strategies=True) == 28
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ class Stand:
                 aliases={},
                 sinks=(self.records.append,),
                 spans=None,
+                scores=None,
             )
         )
         monkeypatch.setattr(litellm, "callbacks", [self.hook])

@@ -41,7 +41,9 @@ class Stand:
         routing = {"default": "s", "deadline_ms": 5000}
         settings = PointsmanSettings.load({"routing": routing, "resilience": router.pop("resilience", {})})
         self.hook.bind(
-            SimpleNamespace(settings=settings, strategies=strategies, aliases={}, sinks=(self.records.append,), spans=None)  # type: ignore[arg-type]
+            SimpleNamespace(  # type: ignore[arg-type]
+                settings=settings, strategies=strategies, aliases={}, sinks=(self.records.append,), spans=None, scores=None
+            )
         )
         monkeypatch.setattr(litellm, "callbacks", [self.hook])
         self.router = litellm.Router(

@@ -55,5 +55,5 @@ def test_the_table_is_what_the_code_says() -> None:
 
 
 def test_what_the_numbers_are_made_of() -> None:
-    assert by_default() == WORKERS * DEFAULT_POOL_LIMIT + (WORKERS + 1) + 2 + 2
-    assert with_limit() == LIMIT + (WORKERS + 1) + 2 + 2
+    assert by_default() == WORKERS * DEFAULT_POOL_LIMIT + (WORKERS + 2) + 2 + 2
+    assert with_limit() == LIMIT + (WORKERS + 2) + 2 + 2

@@ -54,8 +54,9 @@ def pooled_url(url: str, effective: Mapping[str, Any], workers: int) -> str:
 def most_connections(url: str, workers: int, *, decisions: bool, strategies: bool) -> int:
     """How many connections to the database an instance has at most.
 
-    The engine's pool; one a worker to write decision records; in the supervisor one for the upkeep of the records, two for the
-    strategies' desired state, two to build indexes. (Migrations have two as well, before the others start.)
+    The engine's pool; one a worker to write decision records; in the supervisor one for the upkeep of the records, one for
+    feedback, two for the strategies' desired state, two to build indexes. (Migrations have two as well, before the others
+    start.)
 
     Args:
         url: with its `connection_limit`, as `pooled_url` returns it.
@@ -64,7 +65,7 @@ def most_connections(url: str, workers: int, *, decisions: bool, strategies: boo
         strategies: whether there are any.
     """
     engine = int(parts_of(url).get("connection_limit") or DEFAULT_POOL_LIMIT)
-    return engine + (workers + 1 if decisions else 0) + (2 if strategies else 0) + 2
+    return engine + (workers + 2 if decisions else 0) + (2 if strategies else 0) + 2
 
 
 def worker_environment(

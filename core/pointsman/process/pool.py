@@ -96,6 +96,8 @@ class WorkerPool:
         self._stopping = False
         self._released = False
         self._fatal: ProcessError | None = None
+        self._warm: Mapping[str, Any] | None = None
+        """What came of the warm-up, told by the worker that did it, for all who join; None: it is not over."""
 
     async def start(self) -> None:
         """Listen for the children and start the preloader; returns before it has imported anything.
@@ -205,7 +207,7 @@ class WorkerPool:
     async def _serve_worker(self, worker: Worker, channel: Channel) -> None:
         worker.channel = channel
         try:
-            channel.send({"type": "welcome", "workers": len(self.workers), **self._welcome()})
+            channel.send({"type": "welcome", "workers": len(self.workers), "warm": self._warm, **self._welcome()})
             self.on_join(worker)
             if self._stopping:  # it was on its way when the drain was told to the others
                 channel.send({"type": "drain"})
@@ -217,8 +219,7 @@ class WorkerPool:
                 if kind == "call":
                     self._spawn(self._answer(channel, message))
                     continue
-                if kind == "facts":
-                    self.on_facts(worker, message)
+                if self._for_all(worker, message):
                     continue
                 if kind == "ready":
                     worker.ready, worker.served, worker.failures = True, True, 0
@@ -239,6 +240,17 @@ class WorkerPool:
                 if worker.orphan:
                     worker.orphan = False
                     await self._ended(worker, None)
+
+    def _for_all(self, worker: Worker, message: Mapping[str, Any]) -> bool:
+        """Hand on what a worker tells the instance, and says nothing of its own state."""
+        if message["type"] == "facts":
+            self.on_facts(worker, message)
+        elif message["type"] == "warm":
+            self._warm = message["state"]
+            self.broadcast({"type": "warm", "state": self._warm})
+        else:
+            return False
+        return True
 
     async def _answer(self, channel: Channel, message: Mapping[str, Any]) -> None:
         reply: dict[str, Any] = {"type": "reply", "id": message["id"]}

@@ -27,6 +27,7 @@ from pointsman.http.drain import DrainingServer
 from pointsman.http.request_ids import RequestIds
 from pointsman.process.channel import Channel, ChannelClosedError
 from pointsman.process.models import ModelSync
+from pointsman.process.probing import probing
 from pointsman.runtime import Runtime
 from pointsman.settings import PointsmanSettings
 
@@ -38,6 +39,8 @@ LIFESPAN_SECONDS = 20
 """What LiteLLM's own shutdown (flushing spend) may take after the last request."""
 QUEUE_SECONDS = 1.0
 """Before requests are cut, those that still wait for a turn are told to come again."""
+WARM_SECONDS = 2.0
+"""Beyond the warm-up's time-out, after which a worker is ready that nobody told that it is over."""
 METRICS_SECONDS = 3.0
 """What sending the last metrics may take."""
 SPANS_SECONDS = 5.0
@@ -89,10 +92,12 @@ async def _run(
     runtime = Runtime(worker, channel, settings, welcome["database_url"], welcome["aliases"], logs, workers=welcome["workers"])
     runtime.models = ModelSync(welcome["models"])
     runtime.metrics.know(welcome["models"])
+    runtime.scores.know(welcome["models"])
     await runtime.decisions.start()
     await asyncio.gather(runtime.install(welcome["remote"]), *(runtime.apply(snapshot) for snapshot in welcome["snapshots"]))
     router_hook.bind(runtime, bytes.fromhex(welcome["sessions"]))
-    for topic, source in (("breakers", router_hook.breakers), ("affinity", router_hook.affinity)):
+    sources = (("breakers", router_hook.breakers), ("affinity", router_hook.affinity), ("scores", runtime.scores))
+    for topic, source in sources:
         if source is not None:
             runtime.facts.add(topic, source)
 
@@ -103,6 +108,13 @@ async def _run(
         redactor=Redactor(welcome["logs"]["secrets"], settings.privacy.redact),
     )
     in_flight = build_app(runtime)
+    warm_up = settings.resilience.warm_up
+    in_flight.warming = warm_up.enabled and warm_up.wait
+    runtime.on_warm = in_flight.warm
+    if router_hook.breakers is not None:
+        runtime.breaker_states = router_hook.breakers.states
+    if (warm := welcome["warm"]) is not None:
+        runtime.warmed(warm)
     runtime.in_flight = lambda: in_flight.count
     config = uvicorn.Config(
         RequestIds(in_flight),
@@ -121,6 +133,10 @@ async def _run(
         logs.install()  # LiteLLM has read its configuration, which may have added handlers and changed levels
         attach(runtime.exports)
         runtime.tell(type="ready")
+        if in_flight.warming:  # should the worker that asks come to grief
+            asyncio.get_running_loop().call_later(warm_up.timeout + WARM_SECONDS, in_flight.warm)
+        if (asking := probing(runtime, router_hook, warm=welcome["warm"] is not None)) is not None:
+            background.append(asyncio.create_task(asking, name="pointsman-probes"))
 
     export = None
     if worker == 0 and (collector := settings.telemetry.metrics.otlp) is not None:  # the files are of all workers

@@ -2,8 +2,8 @@
 
 An answer is flawed that is none of the kind that was asked for: it is no document of the protocol (`malformed`), nothing is in
 it (`empty`), it is no JSON though `response_format` asks for JSON (`not_json`), or it calls no tool though `tool_choice` asks
-for one (`no_tool_call`). Not seen: JSON that does not keep its schema (that costs as much as an answer may be long), another model
-than the one asked for (providers name aliases and snapshots as they like), and what is wrong with the words.
+for one (`no_tool_call`). Not seen: JSON that does not keep its schema (that costs as much as an answer may be long), another
+model than the one asked for (providers name aliases and snapshots as they like), and what is wrong with the words.
 """
 
 from __future__ import annotations

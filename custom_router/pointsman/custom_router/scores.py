@@ -117,6 +117,7 @@ class Scores:
 
     def __init__(self, rules: ScoreSettings, clock: Callable[[], float], origin: str | None = None) -> None:
         self._rules, self._clock = rules, clock
+        self._began = clock()
         self._origin = origin or secrets.token_hex(8)
         self._upstreams: dict[str, str] = {}
         self._configured: dict[str, str] = {}
@@ -187,7 +188,7 @@ class Scores:
         if upstream is None:
             return
         now, own = self._clock(), self._of(upstream)
-        if instead is not None:
+        if instead is not None and instead[1] < now - self._began:  # what was given before the start is not in the sums
             weight = 2.0 ** -(max(0.0, instead[1]) / self._rules.feedback_half_life)
             own.feedback.add(VOTES, -weight, now)
             own.feedback.add(PRAISE, -weight * instead[0], now)
@@ -217,6 +218,10 @@ class Scores:
         """All upstreams that are configured, were candidates or were told of, by name."""
         known = {*self._configured.values(), *self._upstreams.values(), *self._own, *self._others}
         return [self.score(upstream) for upstream in sorted(known)]
+
+    def configured(self) -> list[Score]:
+        """Those that the configuration names."""
+        return [self.score(upstream) for upstream in sorted(set(self._configured.values()))]
 
     def idle(self, upstream: str) -> float | None:
         """Seconds since the last attempt at an upstream ended, anywhere; None: there was none."""
