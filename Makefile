@@ -125,7 +125,7 @@ check-locks: setup
 
 # ---- write ----
 
-.PHONY: lock bump-litellm docs coverage bench-startup bench-database bench-strategies bench-telemetry clean
+.PHONY: lock bump-litellm docs coverage bench-startup bench-database bench-strategies bench-telemetry bench-faults clean
 lock: $(STAMPS)/python ## resolve requirements/*.txt anew, keeping what fits; UPGRADE=1 takes the newest
 	@$(BIN)/python -m requirements.locks compile $(if $(UPGRADE),--upgrade)
 
@@ -149,6 +149,9 @@ bench-strategies: setup ## quality, cost and decision time of every strategy; be
 
 bench-telemetry: setup ## CPU of a request with telemetry, beside one without: ours and LiteLLM's, in one run
 	@$(BIN)/python -m bench.telemetry $(ARGS)
+
+bench-faults: setup ## upstreams, Redis, Postgres, instances fail: beside stock LiteLLM; ARGS=--write puts it into docs/reliability.md
+	@PYTHONPATH=tests $(BIN)/python -m bench.faults $(ARGS)
 
 clean: ## remove the environment, caches and build output; the data directory stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

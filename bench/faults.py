@@ -81,6 +81,7 @@ class Stand:
     clock: Clock | None
     rate: float
     fault: float
+    after: tuple[float, float]
 
     def things(self, who: Subject) -> dict[str, Callable[[], Awaitable[object]]]:
         """What a scenario can do to other things than upstreams."""
@@ -126,10 +127,10 @@ class Stand:
         return Run(scenario, who.name, healthy, spans, end, load.answers, attempts, self.upstreams.sees_refused)
 
     async def _until_back(self, scenario: Scenario, rates: dict[str, float]) -> None:
-        """Until every deployment has had half of its usual requests in a second, and half a second more; within `AFTER`."""
+        """Until every deployment has had half of its usual requests in a second, and half a second more; within `after`."""
         begun, missing = time.monotonic(), {door for door, rate in rates.items() if rate >= 1}
         before = await self.upstreams.counts(scenario.name)
-        while time.monotonic() - begun < AFTER[1] and (missing or time.monotonic() - begun < AFTER[0]):
+        while time.monotonic() - begun < self.after[1] and (missing or time.monotonic() - begun < self.after[0]):
             await asyncio.sleep(1.0)
             now = await self.upstreams.counts(scenario.name)
             missing -= {door for door in missing if now.get(door, 0) - before.get(door, 0) >= rates[door] * 0.6}
@@ -137,8 +138,14 @@ class Stand:
         await asyncio.sleep(0.5)
 
 
-async def settle(who: Subject, runs: Sequence[tuple[Run, Line]]) -> tuple[list[Line], float]:
-    """The lines with what the books say, once all is written or nothing came for a while; and what the keys' sums lack."""
+async def settle(who: Subject, runs: Sequence[tuple[Run, Line]], within: float) -> tuple[list[Line], float]:
+    """The lines with what the books say, once all is written or nothing came for a while; and what the keys' sums lack.
+
+    Args:
+        who: whose books.
+        runs: of it.
+        within: seconds at most; 0: as they are.
+    """
     begun, last, since = time.monotonic(), (-1, -1.0), time.monotonic()
     while True:
         try:
@@ -154,15 +161,30 @@ async def settle(who: Subject, runs: Sequence[tuple[Run, Line]]) -> tuple[list[L
         if state != last:
             last, since = state, time.monotonic()
         done = not any(one.lost for one in lines) and abs(apart) < 0.005 and len(keys) == len(who.keys)
-        if done or time.monotonic() - begun > FLUSHED or time.monotonic() - since > FLUSHED / 2:
+        if done or time.monotonic() - begun > within or time.monotonic() - since > within / 2:
             return lines, round(apart, 4)
         await asyncio.sleep(0.5)
 
 
 async def measure(
-    folder: Path, *, names: Sequence[str], scenarios: Sequence[Scenario], rate: float = 64.0, fault: float = FAULT
+    folder: Path,
+    *,
+    names: Sequence[str],
+    scenarios: Sequence[Scenario],
+    rate: float = 64.0,
+    fault: float = FAULT,
+    after: tuple[float, float] = AFTER,
 ) -> Report:
-    """Run the scenarios for each of the subjects `names`, in `folder`, an empty directory."""
+    """Run the scenarios for each of the subjects.
+
+    Args:
+        folder: an empty directory that everybody may enter.
+        names: of the subjects.
+        scenarios: of which each subject takes its own.
+        rate: requests a second of all clients together.
+        fault: seconds.
+        after: seconds that are watched after a fault, at least and at most.
+    """
     begun, report = time.monotonic(), Report([], {}, rate=rate, fault=fault)
     async with AsyncExitStack() as stack:
         doors = await stack.enter_async_context(upstreams())
@@ -175,7 +197,7 @@ async def measure(
         stack.callback(postgres.stop)
         redis = await asyncio.to_thread(lambda: RedisServer(folder / "redis").start())
         stack.callback(redis.kill)
-        stand = Stand(doors, postgres, redis, clock, rate, fault)
+        stand = Stand(doors, postgres, redis, clock, rate, fault, after)
         for name in names:
             mine = [scenario for scenario in scenarios if name in scenario.subjects]
             if not mine:
@@ -188,12 +210,17 @@ async def measure(
                     run = await stand.run(scenario, who)
                     runs.append((run, line(run)))
                     say(f"{name}: {scenario.name}: {brief(runs[-1][1])}")
-                lines, report.spend[name] = await settle(who, runs)
-                report.lines += lines
-                lost, twice = sum(one.lost for one in lines), sum(one.twice for one in lines)
-                say(f"{name}: lost {lost}, twice {twice}, keys {report.spend[name]:+} $")
+                before, apart = await settle(who, runs, FLUSHED)
+            lines, report.spend[name] = await settle(who, runs, 0.0)
+            report.lines += lines
+            say(f"{name}: {owed(before, apart)}, after its end {owed(lines, report.spend[name])}")
     report.seconds = round(time.monotonic() - begun, 1)
     return report
+
+
+def owed(lines: Sequence[Line], apart: float) -> str:
+    """What the books lack, or have too much."""
+    return f"lost {sum(one.lost for one in lines)}, twice {sum(one.twice for one in lines)}, keys {apart:+.2f} $"
 
 
 def brief(found: Line) -> str:
@@ -232,6 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown := set(what) - set(known):
             parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     scenarios = [SCENARIOS[name] for name in wanted]
+    if chosen.write and (set(names), set(wanted)) != (set(SUBJECTS), set(SCENARIOS)):
+        parser.error("--write is for a whole run")
     with tempfile.TemporaryDirectory(prefix="pointsman-bench-") as scratch:
         # Postgres may run as somebody else, who has to get there.
         Path(scratch).chmod(0o755)

@@ -44,7 +44,6 @@ class Run:
         answers: by the clients, also of the time before `healthy`.
         attempts: at the upstreams.
         counted: whether refused connections could be counted.
-        ahead: largest distance of the gateway's wall clock that the clients saw, in seconds.
     """
 
     scenario: Scenario
@@ -76,6 +75,7 @@ class Line:
     failed: int
     outside: int
     dead: int | None
+    usual: float | None
     p50: float | None
     p99: float | None
     eject: float | None
@@ -119,11 +119,16 @@ def back(times: Sequence[float], off: float, end: float, rate: float) -> float |
     return None
 
 
+def _usual(run: Run, share: float) -> float | None:
+    good = [one.seconds for one in run.answers if not one.failure and run.healthy <= one.asked < run.begin - BEFORE]
+    seconds = quantile(good, share)
+    return None if seconds is None else round(seconds * 1000, 1)
+
+
 def _added(run: Run, share: float) -> float | None:
-    good = [answer for answer in run.answers if not answer.failure]
-    usual = quantile([one.seconds for one in good if run.healthy <= one.asked < run.begin - BEFORE], share)
-    then = quantile([one.seconds for one in good if run.begin <= one.asked < run.off], share)
-    return None if usual is None or then is None else round((then - usual) * 1000, 1)
+    usual = _usual(run, share)
+    then = quantile([one.seconds for one in run.answers if not one.failure and run.begin <= one.asked < run.off], share)
+    return None if usual is None or then is None else round(then * 1000 - usual, 1)
 
 
 def line(run: Run) -> Line:
@@ -149,6 +154,7 @@ def line(run: Run) -> Line:
         failed=len(failures),
         outside=len(outside),
         dead=None if blind or not scenario.doors else sum(one.faulty for one in run.attempts),
+        usual=_usual(run, 0.5),
         p50=_added(run, 0.5),
         p99=_added(run, 0.99),
         eject=None if blind or None in ejects else max((one for one in ejects if one is not None), default=None),

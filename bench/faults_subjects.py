@@ -244,7 +244,7 @@ async def subject(
             ours = [Gateway(config, place, url, env=env, workers=workers) for place in places]
             for gateway in ours:
                 gateway.spawn()
-                stack.callback(gateway.kill)
+                stack.callback(_stop, gateway)
             for gateway in ours:
                 await asyncio.to_thread(gateway.wait_ready)
             urls, marks, logs = [one.url for one in ours], [one.mark for one in ours], [one.log_path for one in ours]
@@ -255,8 +255,15 @@ async def subject(
             marks, logs = [one.mark for one in stocks], [one.log_path for one in stocks]
         keys, tokens = await asyncio.to_thread(_make_keys, urls[0], master)
         yield Subject(name, urls, keys, tokens, Books(url), marks, logs)
-        # What a worker has still to write is in the table, or is not going to be: see `bench.faults_figures`.
         await asyncio.to_thread(stack.close)
+
+
+def _stop(gateway: Gateway) -> None:
+    """End it as an operator would, so that it writes what it has still to write; by force if that does not help."""
+    try:
+        gateway.stop()
+    except AssertionError:  # a status, or a process, that is left over after it was killed
+        gateway.kill()
 
 
 def _make_keys(url: str, master: str) -> tuple[list[str], list[str]]:

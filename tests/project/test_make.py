@@ -174,6 +174,10 @@ def test_bench_strategies_runs_the_module(done: Path) -> None:
     assert "ran: -m bench.strategies" in _make("bench-strategies", f"VENV={done}").stdout
 
 
+def test_bench_faults_runs_the_module(done: Path) -> None:
+    assert "ran: -m bench.faults --seconds 4" in _make("bench-faults", f"VENV={done}", "ARGS=--seconds 4").stdout
+
+
 def test_other_pythons_are_used_where_they_are_and_named_where_not(done: Path, tmp_path: Path) -> None:
     """The second environment is stubbed as well: what counts is which interpreter it would be made with."""
     other = ROOT / "build" / "python-3.12"
