@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pointsman.cascade_settings import CASCADE_KINDS
+from pointsman.litellm_config.affinity import check_affinity
 from pointsman.litellm_config.callbacks import check_callbacks, named_callbacks
 from pointsman.litellm_config.cascades import check_cascades
 from pointsman.litellm_config.checks import (
@@ -132,6 +133,7 @@ def _examine(path: Path, env: Mapping[str, str], extra: Iterable[Detected]) -> t
         check_strategies(source, settings, origins, deployments)
         check_policies(source, settings, deployments)
         check_routing(source, settings, deployments, translation.name)
+        check_affinity(source, settings, deployments)
         check_cascades(source, settings, deployments, origins)
     check_references(source, deployments, env)
     check_callbacks(source, env)
