@@ -17,6 +17,7 @@ __all__ = [
     "ResilienceSettings",
     "ScoreSettings",
     "SessionSource",
+    "SharingSettings",
     "StickySettings",
     "WarmUpSettings",
 ]

@@ -210,7 +210,7 @@ class Supervisor:
             run_dir, sock.fileno(), options.workers, environment, self._welcome, self._call, options.output
         )
         self._session_secret = session_secret(environment, config.master_key)
-        self._sharing = sharing = Sharing(lambda: pool.workers, config.settings.resilience.sticky)
+        self._sharing = sharing = Sharing.of(lambda: pool.workers, config.settings.resilience, config.effective, self._env)
         sharing.attach(pool)
         cache_dir = options.data_dir / ("bundles" if options.embedded else f"serve-{options.port}/bundles")
         if config.settings.strategies:

@@ -147,13 +147,38 @@ def test_given_ids_stay_and_are_never_made_again(tmp_path: Path) -> None:
 
 def test_a_deployment_rests_only_where_another_can_serve(tmp_path: Path) -> None:
     models = [entry("two", "mock/a"), entry("two", "mock/b"), entry("backed", "mock/c"), entry("alone", "mock/d")]
-    given = effective(tmp_path, model_list=models, router_settings={"fallbacks": [{"backed": ["alone"]}]})
+    off = {"resilience": {"breaker": {"enabled": False}}}
+    given = effective(tmp_path, model_list=models, router_settings={"fallbacks": [{"backed": ["alone"]}]}, pointsman=off)
+    assert "disable_cooldowns" not in given["router_settings"]
     info = [item["model_info"] for item in given["model_list"]]
     assert info[0]["allowed_fails"] == info[1]["allowed_fails"] == 1
     assert info[2]["allowed_fails_policy"]["InternalServerErrorAllowedFails"] == 1
     assert set(info[3]) == {"id"}
     own = effective(tmp_path, model_list=models, router_settings={"allowed_fails": 9})
     assert all(set(item["model_info"]) == {"id"} for item in own["model_list"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "params", "off"),
+    [
+        ({}, {}, True),
+        ({"router_settings": {"cooldown_time": 30}}, {}, None),
+        ({"router_settings": {"allowed_fails_policy": {"TimeoutErrorAllowedFails": 3}}}, {}, None),
+        ({"router_settings": {"disable_cooldowns": False}}, {}, False),
+        ({"litellm_settings": {"allowed_fails": 3}}, {}, None),
+        ({}, {"cooldown_time": 5}, None),
+        ({"pointsman": {"resilience": {"breaker": {"enabled": False}}}}, {}, None),
+    ],
+)
+def test_with_breakers_litellms_cooldowns_are_off_unless_the_file_speaks_of_them(
+    tmp_path: Path, sections: dict[str, Any], params: dict[str, Any], off: bool | None
+) -> None:
+    models = [entry("two", "mock/a"), entry("two", "mock/b")]
+    models[0]["litellm_params"] |= params
+    given = effective(tmp_path, model_list=models, **sections)
+    assert given["router_settings"].get("disable_cooldowns") is off
+    if off:
+        assert all(set(item["model_info"]) == {"id"} for item in given["model_list"])
 
 
 def test_models_found_on_the_machine_join_without_replacing(tmp_path: Path) -> None:

@@ -80,6 +80,10 @@ class Shelf(Generic[K]):
     def __len__(self) -> int:
         return len(self._kept)
 
+    def keys(self) -> list[str]:
+        """Of the facts that are kept."""
+        return list(self._kept)
+
     def hear(self, said: Iterable[Fact], at: float) -> list[str]:
         """Take facts that were true at a monotonic second; gives back the keys of which something else holds now."""
         news: dict[str, None] = {}
@@ -152,8 +156,11 @@ class Exchange:
             self.outside.put(str(topic), news)
 
     def deliver(self, topic: object, facts: object, age: float) -> None:
-        """Another instance told facts, `age` seconds ago; they are not told outside again."""
+        """Another instance told facts, `age` seconds ago; they are not told outside again, but what holds in their stead is."""
         self._take(topic, facts, max(0.0, age), None)
+        shelf = self._shelves.get(topic) if isinstance(topic, str) else None
+        if shelf is not None and shelf.corrected and self.outside is not None:
+            self.outside.put(str(topic), shelf.corrected)
 
     def joined(self, worker: Worker) -> None:
         """A worker has just been welcomed: it is told all that stands."""
@@ -171,6 +178,10 @@ class Exchange:
     def everything(self, topic: str) -> list[dict[str, Any]]:
         """All that stands of a topic, as JSON."""
         return self._shelves[topic].wire(self._clock())
+
+    def keys(self, topic: str) -> list[str]:
+        """Of all that stands of a topic."""
+        return self._shelves[topic].keys()
 
     def wire(self, topic: str, keys: Iterable[str]) -> list[dict[str, Any]]:
         """What holds of these keys now, as JSON."""
@@ -192,6 +203,8 @@ class Exchange:
     def _take(self, topic: object, facts: object, age: float, teller: Worker | None) -> list[str]:
         shelf = self._shelves.get(topic) if isinstance(topic, str) else None
         if shelf is None or not isinstance(facts, list | tuple):
+            if shelf is not None:
+                shelf.corrected = []
             self.unknown += 1
             return []
         now = self._clock()

@@ -144,7 +144,13 @@ def _examine(path: Path, env: Mapping[str, str], extra: Iterable[Detected]) -> t
     names = {item.group for item in deployments}
     found = [entry for item in extra for entry in item.entries if entry["model_name"] not in names]
     cascades = any(strategy.kind in CASCADE_KINDS for strategy in settings.strategies.values())
-    effective = make_effective(source.value, found, translated=translation.name is not None, cascades=cascades)
+    effective = make_effective(
+        source.value,
+        found,
+        translated=translation.name is not None,
+        cascades=cascades,
+        breakers=settings.resilience.breaker.enabled,
+    )
     config = GatewayConfig(
         source=source.path,
         settings=settings,

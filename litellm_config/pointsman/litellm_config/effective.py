@@ -105,7 +105,8 @@ DEFAULTS: tuple[Default, ...] = (
         "router_settings",
         "cooldown_time",
         15,
-        "Seconds that a failing deployment rests; with LiteLLM's 5 s a dead one is tried three times as often.",
+        "Seconds that a failing deployment rests by LiteLLM's own cooldown, where that is on; with its 5 s a dead one is tried "
+        "three times as often. It is off while our breakers are on, unless the file says anything of cooldowns.",
     ),
     Default(
         "router_settings",
@@ -118,6 +119,10 @@ DEFAULTS: tuple[Default, ...] = (
 
 ALLOWED_FAILS = 1
 """Failures within `cooldown_time` that a deployment may have before it rests, where its group has an alternative."""
+
+COOLDOWN_KEYS = ("cooldown_time", "allowed_fails", "allowed_fails_policy", "disable_cooldowns")
+"""Settings of LiteLLM's own cooldowns, of the router or of a deployment. With none of them given and breakers on (which is the
+default) it is told `disable_cooldowns: true`."""
 
 _COUNTED_FAILURES = (
     "TimeoutErrorAllowedFails",
@@ -195,7 +200,12 @@ def deployment_id(model_name: str, litellm_params: Mapping[str, Any], occurrence
 
 
 def make_effective(
-    config: Mapping[str, Any], extra: Iterable[Mapping[str, Any]], *, translated: bool, cascades: bool = False
+    config: Mapping[str, Any],
+    extra: Iterable[Mapping[str, Any]],
+    *,
+    translated: bool,
+    cascades: bool = False,
+    breakers: bool = False,
 ) -> dict[str, Any]:
     """The effective configuration of a merged and checked one; the argument is not changed.
 
@@ -204,6 +214,7 @@ def make_effective(
         extra: more entries for `model_list` (what was detected on the machine).
         translated: `router_settings` named a learned strategy, which LiteLLM must not see.
         cascades: a strategy calls models, so that an answer that it has already is to be given again.
+        breakers: deployments that fail are given a rest by us.
     """
     effective: dict[str, Any] = copy.deepcopy({k: v for k, v in config.items() if k != "pointsman" and not k.startswith("x-")})
     effective["model_list"] = [*(effective.get("model_list") or []), *copy.deepcopy(list(extra))]
@@ -213,6 +224,8 @@ def make_effective(
         router.pop("routing_strategy_args", None)
     elif router.get("routing_strategy") not in LITELLM_STRATEGIES:
         router.pop("routing_strategy", None)
+    if breakers:
+        _leave_rests_to_breakers(effective)
     _apply_defaults(effective)
     _section(effective, "litellm_settings").pop("json_logs", None)  # `telemetry.logs.format`: one writer of all lines
     _add_callback(_section(effective, "litellm_settings"))
@@ -222,6 +235,7 @@ def make_effective(
         _add_provider(_section(effective, "litellm_settings"), REPLAY_PROVIDER, REPLAY_HANDLER)
     _set_ids(effective["model_list"])
     _set_allowed_fails(effective)
+    _check_windows(effective)
     _move_prices(effective["model_list"], router)
     return effective
 
@@ -301,6 +315,21 @@ def _move_prices(model_list: list[Any], router: Mapping[str, Any]) -> None:
             entry["model_info"].setdefault(key, params.pop(key))
 
 
+def _leave_rests_to_breakers(effective: dict[str, Any]) -> None:
+    """Switch LiteLLM's own cooldowns off, unless the file says anything of them: then both are on.
+
+    They would take a deployment out before our hook sees the candidates: without its bounds for a whole group, without probes,
+    and in each worker by itself where there is no Redis.
+    """
+    router = _section(effective, "router_settings")
+    sections = [router, *(value for name in ("litellm_settings",) if isinstance(value := effective.get(name), dict))]
+    for entry in effective["model_list"]:
+        parts = (entry.get(part) for part in ("litellm_params", "model_info")) if isinstance(entry, dict) else ()
+        sections.extend(part for part in parts if isinstance(part, dict))
+    if not any(section.get(key) is not None for section in sections for key in COOLDOWN_KEYS):
+        router["disable_cooldowns"] = True
+
+
 def _set_allowed_fails(effective: dict[str, Any]) -> None:
     """Let a dead deployment rest where another can serve.
 
@@ -325,6 +354,18 @@ def _set_allowed_fails(effective: dict[str, Any]) -> None:
             info["allowed_fails"] = ALLOWED_FAILS
         elif name in backed or "*" in backed:
             info["allowed_fails_policy"] = dict.fromkeys(_COUNTED_FAILURES, ALLOWED_FAILS)
+
+
+def _check_windows(effective: dict[str, Any]) -> None:
+    """Ask before the call whether a prompt fits, where the file says which group takes those that do not.
+
+    LiteLLM asks a provider first and falls back by its error, and counts every prompt's tokens where it is told not to. Within
+    a group our hook looks at the windows in any case.
+    """
+    router, litellm = effective["router_settings"], effective["litellm_settings"]
+    fallbacks = router.get("context_window_fallbacks") or litellm.get("context_window_fallbacks")
+    if fallbacks and router.get("enable_pre_call_checks") is None:
+        router["enable_pre_call_checks"] = True
 
 
 def _groups_with_fallbacks(section: Mapping[str, Any]) -> set[str]:
