@@ -77,7 +77,7 @@ TOUCHED: dict[str, str] = {
     "litellm:APIError": "an error that the mock provider raises",
     "litellm:AuthenticationError": "an error that the mock provider raises",
     "litellm:BadGatewayError": "an error that the mock provider raises",
-    "litellm:BadRequestError": "an error that the mock provider raises",
+    "litellm:BadRequestError": "an error that the mock provider raises; a stream is asked for that is switched off",
     "litellm:InternalServerError": "an error that the mock provider raises",
     "litellm:NotFoundError": "an error that the mock provider raises",
     "litellm:RateLimitError": "an error that the mock provider raises",

@@ -54,6 +54,7 @@ CATALOGUE: dict[str, ErrorSpec] = {
         ErrorSpec("E4009", 409, "conflict", "The request does not fit the present state."),
         ErrorSpec("E4010", 400, "override_value", "A header that chooses the strategy or the cost weight means nothing."),
         ErrorSpec("E4011", 413, "body_too_large", "The request's body is larger than the endpoint takes."),
+        ErrorSpec("E4012", 400, "no_streaming", "Streaming is switched off for the model that is asked for."),
         ErrorSpec("E4101", 401, "unauthenticated", "A key is missing or unknown."),
         ErrorSpec("E4103", 403, "admin_only", "The endpoint wants an admin key."),
         ErrorSpec("E4110", 403, "override_forbidden", "The key may not choose its strategy or cost weight by header."),

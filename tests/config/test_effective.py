@@ -181,6 +181,18 @@ def test_with_breakers_litellms_cooldowns_are_off_unless_the_file_speaks_of_them
         assert all(set(item["model_info"]) == {"id"} for item in given["model_list"])
 
 
+@pytest.mark.requirement("R-14.3")
+@pytest.mark.parametrize("section", ["router_settings", "litellm_settings"])
+def test_prompts_are_measured_before_the_call_where_the_file_says_who_takes_long_ones(tmp_path: Path, section: str) -> None:
+    models = [entry("small", "mock/a"), entry("large", "mock/b")]
+    fallbacks = {"context_window_fallbacks": [{"small": ["large"]}]}
+    assert effective(tmp_path, model_list=models, **{section: fallbacks})["router_settings"]["enable_pre_call_checks"] is True
+    assert "enable_pre_call_checks" not in effective(tmp_path, model_list=models)["router_settings"]
+    own = {"router_settings": {"enable_pre_call_checks": False}}
+    own[section] = {**own.get(section, {}), **fallbacks}
+    assert effective(tmp_path, model_list=models, **own)["router_settings"]["enable_pre_call_checks"] is False
+
+
 def test_models_found_on_the_machine_join_without_replacing(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"model_list": [entry("llama", "mock/a")]}))

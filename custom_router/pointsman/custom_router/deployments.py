@@ -14,7 +14,7 @@ from litellm.utils import get_excluded_filtered_deployments, get_order_filtered_
 
 from pointsman.custom_router.request import Prices
 
-__all__ = ["continued_from", "eligible", "map_prices"]
+__all__ = ["continued_from", "eligible", "map_prices", "streaming"]
 
 PRICES_SECONDS = 300
 """How old a price of LiteLLM's map may be here; an administrator can load a new map while it runs."""
@@ -61,7 +61,8 @@ async def eligible(
     router = proxy_server.llm_router
     left: Sequence[dict[str, Any]] = deployments
     if router is not None:
-        if router.enable_pre_call_checks and messages:
+        if messages and len(deployments) > 1:
+            # LiteLLM's own check counts every prompt's tokens; this one those that may be too long, so it is always made.
             left = _fitting(deployments, messages) or deployments
         variable = "litellm_metadata" if "litellm_metadata" in kwargs else "metadata"
         left = await get_deployments_for_tag(router, group, list(left), kwargs, variable)
@@ -90,8 +91,34 @@ def _window(deployment: Mapping[str, Any]) -> int | None:
     window = info.get("max_input_tokens")
     if window is None:
         model = info.get("base_model") or (deployment.get("litellm_params") or {}).get("model")
-        try:
-            window = litellm.get_model_info(model).get("max_input_tokens")
-        except Exception:  # noqa: BLE001 - LiteLLM raises a plain Exception for a model that is not in its map
-            return None
+        window = _map_window(str(model), int(time.monotonic() // PRICES_SECONDS))
     return window if isinstance(window, int) else None
+
+
+@lru_cache(maxsize=4096)
+def _map_window(model: str, _: int) -> int | None:
+    try:
+        window = litellm.get_model_info(model).get("max_input_tokens")
+    except Exception:  # noqa: BLE001 - LiteLLM raises a plain Exception for a model that is not in its map
+        return None
+    return window if isinstance(window, int) else None
+
+
+def streaming(deployments: list[dict[str, Any]], kwargs: Mapping[str, Any], group: str) -> list[dict[str, Any]]:
+    """Those that may serve the request: a streamed one not those whose `model_info.pointsman.streaming` is off.
+
+    Raises:
+        litellm.BadRequestError: none of them streams; LiteLLM falls back to another group, where there is one.
+    """
+    if not kwargs.get("stream"):
+        return deployments
+    left = [one for one in deployments if _streams(one)]
+    if not left and deployments:
+        message = f"E4012: streaming is switched off for {group!r}; ask without `stream`"
+        raise litellm.BadRequestError(message, model=group, llm_provider="")
+    return left
+
+
+def _streams(deployment: Mapping[str, Any]) -> bool:
+    ours = (deployment.get("model_info") or {}).get("pointsman")
+    return not isinstance(ours, Mapping) or ours.get("streaming", True) not in (False, "off")

@@ -27,7 +27,7 @@ from pointsman.custom_router.breakers import Breakers
 from pointsman.custom_router.cascades.calls import inner_target, narrow
 from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
 from pointsman.custom_router.decide import Decider
-from pointsman.custom_router.deployments import continued_from, eligible, map_prices
+from pointsman.custom_router.deployments import continued_from, eligible, map_prices, streaming
 from pointsman.custom_router.elsewhere import RestingError, has_elsewhere
 from pointsman.custom_router.embed import ASKING
 from pointsman.custom_router.failover.again import Again, Choices
@@ -202,7 +202,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             return await self._filter(self._decider, ticket, model, healthy_deployments, messages, request_kwargs or {})
         except CascadeRefusedError as refused:
             raise refused.error from None
-        except (RestingError, StopError):
+        except (RestingError, StopError, litellm.BadRequestError):
             raise
         except Exception:  # law 3: an exception here would be a 500 to the client
             logger.exception("routing failed; LiteLLM's own choice holds")
@@ -220,6 +220,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         _may_go_on(ticket)
         metadata = metadata_of(kwargs)
         ASKING.set(metadata)
+        deployments = streaming(deployments, kwargs, group)
         left = await eligible(group, deployments, messages, kwargs)
         retries = (number_of(metadata.get("attempted_retries")), number_of(kwargs.get("fallback_depth")))
         further, asked = retries > ticket.retries, trail_of(ticket).asking
