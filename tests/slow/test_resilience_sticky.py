@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ import pytest
 
 from support.gateway import Gateway
 from support.processes import wait_for
+from support.redis import RedisServer, ha_config, start_instances
 from support.strategy import EASY_WORDS, HARD_WORDS, STRONG, WEAK, FilePublisher
 from support.topology import deployment, routed_config
 from support.upstreams import Upstreams
@@ -113,17 +116,18 @@ def publisher(tmp_path_factory: pytest.TempPathFactory) -> FilePublisher:
 
 @dataclass(frozen=True)
 class Stand:
-    """One gateway of two workers, and clients that reach the one or the other."""
+    """Clients that reach the one or the other of two workers, which are of one gateway or of two."""
 
     gateway: Gateway
     workers: tuple[Sequence[httpx.Client], Sequence[httpx.Client]]
     key: str
+    staleness: float = STALENESS
 
     def round(self, talks: Sequence[Talk], words: Sequence[str] = ()) -> None:
         """A turn of each at once, each at either worker, by chance."""
         with ThreadPoolExecutor(10) as pool:
             list(pool.map(lambda talk: talk.turn(random.choice(random.choice(self.workers)), words), talks))
-        time.sleep(STALENESS)
+        time.sleep(self.staleness)
 
     @property
     def each(self) -> tuple[httpx.Client, httpx.Client]:
@@ -179,7 +183,7 @@ def stand(
 @pytest.mark.requirement("F-4")
 def test_each_session_stays_on_one_deployment_whatever_it_is_called_by_and_whoever_serves_it(stand: Stand) -> None:
     talks = [Talk(way, stand.key) for way in WAYS for _ in range(3)]
-    for _ in range(5):
+    for _ in range(4):
         stand.round(talks)
     assert {talk.way: talk.served for talk in talks if len(set(talk.served)) > 1} == {}
     assert len({talk.served[0] for talk in talks}) == 4, "they are spread over all"
@@ -243,8 +247,8 @@ def test_of_equals_two_workers_choose_the_same_before_they_hear_of_each_other(st
         assert all(one.result() == two.result() for one, two in turns)
 
 
-@pytest.mark.requirement("F-4")
-def test_when_a_deployment_dies_its_sessions_move_once_and_no_others(stand: Stand, upstreams: Upstreams) -> None:
+def death(stand: Stand, upstreams: Upstreams) -> tuple[list[Talk], list[Talk], str]:
+    """The deployment with the most of twenty sessions dies and comes back: all of them, those that were there, and its name."""
     talks = [Talk(way, stand.key) for way in ("header", "user", "metadata", "anthropic", "responses") for _ in range(4)]
     stand.round(talks)
     dead = max({talk.served[0] for talk in talks}, key=lambda name: sum(talk.served[0] == name for talk in talks))
@@ -252,13 +256,19 @@ def test_when_a_deployment_dies_its_sessions_move_once_and_no_others(stand: Stan
     upstreams.fault(dead, status=503)
     try:
         before = upstreams.count(dead)
-        for _ in range(4):
+        for _ in range(3):
             stand.round(talks)
         assert [talk.moves for talk in theirs] == [1] * len(theirs)
         assert [talk.moves for talk in talks if talk not in theirs] == [0] * (len(talks) - len(theirs))
         assert upstreams.count(dead) - before <= 4 * len(theirs), "nobody is sent there again and again"
     finally:
         upstreams.clear(dead)
+    return talks, theirs, dead
+
+
+@pytest.mark.requirement("F-4")
+def test_when_a_deployment_dies_its_sessions_move_once_and_no_others(stand: Stand, upstreams: Upstreams) -> None:
+    talks, theirs, dead = death(stand, upstreams)
     # It comes back; without prices nobody knows that going back would pay.
     http = stand.each[0]
 
@@ -292,3 +302,145 @@ def test_litellms_own_affinity_keeps_the_sessions_of_a_group_without_a_strategy(
 def test_litellms_own_affinity_keeps_the_requests_of_a_key_together(stand: Stand) -> None:
     for key in (stand.gateway.new_key() for _ in range(3)):
         assert len({Talk("user", key, model="keyed").turn(stand.each[0]) for _ in range(8)}) == 1
+
+
+# Two instances.
+
+
+@dataclass(frozen=True)
+class Fleet(Stand):
+    """Two instances of one worker each, over one Redis."""
+
+    instances: tuple[Gateway, ...] = ()
+    redis: RedisServer | None = None
+
+    def shared(self) -> bool:
+        """Whether the other instance has a session where it began, though the strategy wants it elsewhere."""
+        talk = Talk("header", self.key)
+        begun = talk.turn(self.each[0], EASY)
+        time.sleep(self.staleness)
+        return talk.turn(self.each[1], HARD) == begun
+
+
+def clients(instances: Sequence[Gateway]) -> tuple[Sequence[httpx.Client], Sequence[httpx.Client]]:
+    one, two = ([instance.http(None) for _ in range(4)] for instance in instances)
+    return one, two
+
+
+@pytest.fixture(scope="module")
+def fleet(
+    upstreams: Upstreams,
+    publisher: FilePublisher,
+    redis_server: RedisServer,
+    new_database: Callable[[], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Fleet]:
+    config = ha_config(
+        models(upstreams, "fleet"),
+        router_settings={"disable_cooldowns": True, "model_group_affinity_config": {BARE: ["session_affinity"]}},
+        pointsman={
+            "strategies": {"sized": publisher.settings(reload_interval=60.0)},
+            "routing": {"groups": {GROUP: "sized"}, "deadline_ms": 2_000},
+            "resilience": STICKY,
+        },
+    )
+    instances = start_instances(config, tmp_path_factory.mktemp("fleet"), new_database(), redis_server.environment)
+    key = instances[0].new_key()
+    yield Fleet(instances[0], clients(instances), key, 2 * STALENESS, tuple(instances), redis_server)
+    for instance in instances:
+        instance.stop()
+
+
+@pytest.mark.requirement("F-4")
+def test_each_session_stays_on_one_deployment_whichever_instance_serves_it(fleet: Fleet) -> None:
+    assert fleet.redis is not None
+    wait_for(fleet.shared, 10, "the instances share")
+    talks = [Talk(way, fleet.key) for way in WAYS for _ in range(3)]
+    for _ in range(3):
+        fleet.round(talks)
+    assert {talk.way: talk.served for talk in talks if talk.moves} == {}
+    assert len({talk.served[0] for talk in talks}) == 4
+    with fleet.redis.client() as client:
+        (name,) = [name for name in client.scan_iter("*") if name.endswith("facts:affinity")]
+        assert 0 < client.ttl(name) <= 3600
+        told = str(client.xrange(name))
+    assert talks[0].served[0] in told
+    secrets = [word for talk in talks for word in (talk.name, talk.key, hashlib.sha256(talk.key.encode()).hexdigest())]
+    assert not any(word in told for word in secrets), "no session, no key and no hash of a key is told"
+
+
+@pytest.mark.requirement("F-4")
+def test_when_a_deployment_dies_its_sessions_move_once_in_both_instances(fleet: Fleet, upstreams: Upstreams) -> None:
+    death(fleet, upstreams)
+
+
+@pytest.mark.requirement("F-4")
+def test_litellms_own_affinity_is_shared_by_redis(fleet: Fleet) -> None:
+    talks = [Talk("metadata", fleet.key, model=BARE) for _ in range(8)]
+    for _ in range(4):
+        fleet.round(talks)
+    assert [talk.served for talk in talks if talk.moves] == []
+    assert len({talk.served[0] for talk in talks}) > 1
+
+
+@pytest.mark.requirement("F-4")
+def test_while_redis_is_away_each_instance_goes_on_by_itself_and_afterwards_they_agree(fleet: Fleet) -> None:
+    assert fleet.redis is not None
+    old = [Talk("header", fleet.key) for _ in range(6)]
+    fleet.round(old)
+    fleet.redis.kill()
+    try:
+        new = [(Talk("header", fleet.key, name), Talk("header", fleet.key, name)) for name in map(str, range(100, 108))]
+        first, second = fleet.each
+        for words in (EASY, HARD, EASY):
+            fleet.round(old)
+            for one, two in new:
+                one.turn(first, words)
+                two.turn(second, HARD if words is EASY else EASY)
+        assert [talk.moves for talk in old] == [0] * len(old)
+        assert all(one.moves == two.moves == 0 for one, two in new)
+        assert any(one.served[0] != two.served[0] for one, two in new), "else there is nothing to agree on"
+    finally:
+        fleet.redis.start()
+    wait_for(fleet.shared, 20, "the instances share again")
+    time.sleep(fleet.staleness)
+    for one, two in new:
+        assert one.turn(first) == two.turn(second)
+        assert one.moves + two.moves <= 1
+
+
+@pytest.mark.requirement("F-4")
+def test_an_instance_that_is_restarted_learns_where_the_sessions_are(fleet: Fleet) -> None:
+    talks = [Talk("header", fleet.key) for _ in range(12)]
+    for _ in range(2):
+        fleet.round(talks)
+    second = fleet.instances[1]
+    second.kill()
+    second.start()
+    again = second.http(None)
+    for words in (EASY, HARD):
+        for talk in talks:
+            talk.turn(again, words)
+    assert [talk.moves for talk in talks] == [0] * len(talks)
+
+
+# The end of a session.
+
+
+def test_a_session_that_is_not_used_ends(
+    upstreams: Upstreams, publisher: FilePublisher, tmp_path: Path, new_database: Callable[[], str]
+) -> None:
+    resilience = {"sticky": {"enabled": True, "ttl": 3.0}}
+    strategies = {"sized": publisher.settings(reload_interval=60.0)}
+    config = routed_config(models(upstreams, "short"), strategies, {GROUP: "sized"}, resilience=resilience)
+    gateway = Gateway(config, tmp_path, None, workers=1).start()
+    try:
+        talk, http = Talk("header", gateway.master_key), gateway.http(None)
+        for words in (EASY, HARD, HARD):
+            talk.turn(http, words)
+        assert (talk.moves, talk.decided) == (0, ["sized", "sticky", "sticky"])
+        time.sleep(3.1)
+        talk.turn(http, HARD)
+        assert (talk.moves, talk.decided[-1]) == (1, "sized")
+    finally:
+        gateway.stop()
