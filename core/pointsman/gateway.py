@@ -43,7 +43,13 @@ def _feedback(runtime: Runtime) -> APIRouter:
     return feedback_router(runtime)
 
 
-ROUTERS: Sequence[Callable[[Runtime], APIRouter]] = (_admin, _queue, _providers, _feedback)
+def _breakers(runtime: Runtime) -> APIRouter:
+    from pointsman.http.breakers import breakers_router
+
+    return breakers_router(runtime)
+
+
+ROUTERS: Sequence[Callable[[Runtime], APIRouter]] = (_admin, _queue, _providers, _feedback, _breakers)
 """Makers of routers, included in this order."""
 
 MIDDLEWARE: Sequence[Callable[[ASGIApp], ASGIApp]] = (Tickets,)

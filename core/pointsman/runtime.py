@@ -14,19 +14,20 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pointsman.callbacks.exports import ExportWatch
 from pointsman.callbacks.logs import Logs
 from pointsman.callbacks.metrics import Metrics
 from pointsman.callbacks.spans import RequestSpans
 from pointsman.callbacks.spend import rows_waiting, spend_waiting
+from pointsman.custom_router.breakers import Breakers, Transition
 from pointsman.custom_router.embed import embed
 from pointsman.custom_router.scores import Scores
 from pointsman.custom_router.turns import Turns
 from pointsman.decisions.store import DecisionStore
 from pointsman.decisions.types import Attempt, Decision, Outcome
-from pointsman.errors import CATALOGUE, PointsmanError, ProcessError
+from pointsman.errors import CATALOGUE, PointsmanError, ProcessError, RequestError
 from pointsman.process.channel import Channel, ChannelClosedError
 from pointsman.process.models import MODELS, ModelSync
 from pointsman.process.sources import Sources
@@ -91,7 +92,7 @@ class Runtime:
         self.on_drain: Callable[[], None] = lambda: None
         self.in_flight: Callable[[], int] = lambda: 0
         self.on_warm: Callable[[], None] = lambda: None
-        self.breaker_states: Callable[[], Mapping[str, str]] = dict
+        self.breakers: Breakers | None = None
         self.warm_up: Mapping[str, Any] = {"state": "pending" if settings.resilience.warm_up.enabled else "off"}
         self.models: ModelSync | None = None
         self.facts = Sources(channel.send)
@@ -196,6 +197,8 @@ class Runtime:
         if self.settings.resilience.queue.enabled:
             self.metrics.queues(self.turns.status()["queues"])
         self.metrics.upstreams(self.scores.configured())
+        if self.breakers is not None:
+            self.metrics.breakers(self.breakers.states())
         self.exports.collect()
         for destination, lost in self.logs.lost().items():
             self.metrics.exported("logs", destination, "dropped", lost)
@@ -213,6 +216,8 @@ class Runtime:
             self.models.apply(message["models"])
             self.metrics.know(message["models"])
             self.scores.know(message["models"])
+            if self.breakers is not None:
+                self.breakers.know(message["models"])
         except PointsmanError as error:
             logger.error("cannot take up the changed model list: %s", error)
             ack |= {"error": str(error)}
@@ -252,9 +257,42 @@ class Runtime:
         """State of this worker's queues; each worker has its own, with its share of the limits."""
         return {"worker": self.worker, "workers": self.workers, **self.turns.status()}
 
+    def breaker_changed(self, change: Transition) -> None:
+        """Count it, where it came about."""
+        if not change.heard:
+            self.metrics.breaker(change.upstream, change.after, change.cause)
+
+    async def breaker_view(self) -> dict[str, Any]:
+        """What this worker knows of the breakers, which is what all know within half a second, and whether it is shared."""
+        rows = self.breakers.describe() if self.breakers is not None else []
+        enabled = self.settings.resilience.breaker.enabled
+        return {"worker": self.worker, "enabled": enabled, "breakers": rows, "sharing": await self.call("sharing")}
+
+    def hold_breaker(
+        self, upstream: str, action: Literal["open", "close", "free"], reason: str, actor: str, seconds: float | None
+    ) -> dict[str, Any]:
+        """An administrator's word on a breaker; the other workers and instances are told at once.
+
+        Raises:
+            RequestError: E4009, breakers are off; E4001, no configured upstream or deployment is called so.
+        """
+        if self.breakers is None or not self.settings.resilience.breaker.enabled:
+            mend = "set pointsman.resilience.breaker.enabled: true"
+            raise RequestError("there are no circuit breakers", code="E4009", where="pointsman.resilience.breaker", mend=mend)
+        name = self.breakers.find(upstream)
+        if name is None:
+            mend = "GET /pointsman/breakers lists the upstreams and their deployments"
+            raise RequestError(f"no upstream or deployment {upstream!r}", code="E4001", where="upstream", mend=mend)
+        if action == "free":
+            self.breakers.free(name)
+        else:
+            self.breakers.hold(name, open=action == "open", reason=reason, seconds=seconds, actor=actor)
+        self.facts.tell()
+        return next(row for row in self.breakers.describe() if row["upstream"] == name)
+
     def providers(self) -> dict[str, Any]:
         """What the instance knows of its upstreams, and whether its local backends are warm."""
-        states = self.breaker_states()
+        states = self.breakers.states() if self.breakers is not None else {}
         rows = [{**score.to_json(), "breaker": states.get(score.upstream, "closed")} for score in self.scores.scores()]
         return {"worker": self.worker, "providers": rows, "warm_up": dict(self.warm_up)}
 

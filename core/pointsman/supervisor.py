@@ -237,6 +237,7 @@ class Supervisor:
         stack.push_async_callback(remote.stop)
         stack.push_async_callback(self._drain, pool, sock)
 
+        self._spawn(sharing.run())  # workers are told where the sessions are before they serve
         await pool.start()  # imports LiteLLM in the background, the longest step; the rest happens meanwhile
         if self._postgres is not None:
             self._spawn(self._postgres.run())
@@ -252,8 +253,7 @@ class Supervisor:
         if direct is not None and options.migrate:
             self._spawn(build_indexes_task(direct))
         self._spawn(self._config_sync.run())
-        self._spawn(sharing.run())
-        self._spawn(MetricsFeed(strategies.status, self._config_sync.status, lambda: pool.workers).run())
+        self._spawn(MetricsFeed(strategies.status, self._config_sync.status, lambda: pool.workers, sharing.status).run())
         return pool
 
     def _models(self) -> Sequence[Mapping[str, Any]]:

@@ -154,6 +154,51 @@ _ROWS = (
         ("group", "strategy"),
     ),
     Metric(
+        "pointsman_breaker_state",
+        "gauge",
+        "1",
+        "Of an upstream's breaker: 0 closed, 1 half open, 2 open, 3 held open; of the worker where it is highest. It is "
+        "not told of upstreams beyond the first ones of a worker's life.",
+        ("upstream",),
+    ),
+    Metric(
+        "pointsman_breaker_transitions_total",
+        "counter",
+        "{transition}",
+        "Changes of breakers, by upstream, the state after (`closed`, `open`, `half_open`, `held_open`, `held_closed`) and why "
+        "it rests; counted where they came about, not in who heard of them.",
+        ("upstream", "state", "cause"),
+    ),
+    Metric(
+        "pointsman_breaker_ejections_total",
+        "counter",
+        "{candidate}",
+        "Candidates that a decision left out because of their breaker, by model group and why (`breaker_open`, "
+        "`breaker_probing`, `breaker_held`).",
+        ("group", "reason"),
+    ),
+    Metric(
+        "pointsman_breaker_panic_total",
+        "counter",
+        "{decision}",
+        "Decisions for which so few of a group were left that those which rest were tried as well.",
+        ("group",),
+    ),
+    Metric(
+        "pointsman_sharing_failing",
+        "gauge",
+        "1",
+        "1: Redis cannot be reached, and what other instances see of breakers, sessions and scores is not known here; 0 where "
+        "it is shared or there is no Redis to share it by.",
+    ),
+    Metric(
+        "pointsman_facts_refused_total",
+        "counter",
+        "{fact}",
+        "What came of other workers or instances and was no fact, by topic (`other`: of none known here).",
+        ("topic",),
+    ),
+    Metric(
         "pointsman_strategy_info",
         "gauge",
         "{worker}",

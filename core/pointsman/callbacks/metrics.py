@@ -32,6 +32,7 @@ MAX_WORDS = 64
 """Different words in a label beyond those that the configuration knows."""
 ENTITIES = ("key", "team", "team_member", "user", "end_user", "organization", "project", "tag", "model_access_group", "proxy")
 """LiteLLM's, whose budget may be spent; a series each from the start, so that the first rejection is a rise."""
+BREAKER_STATES: Mapping[str, int] = {"closed": 0, "held_closed": 0, "half_open": 1, "open": 2, "held_open": 3}
 RELOADS = ("polls", "swaps", "rejected", "failures", "rollbacks")
 SESSIONS = frozenset({"new", "kept", "moved", "returned"})
 """What may become of a sticky session (`pointsman.custom_router.pins`)."""
@@ -44,6 +45,7 @@ _BUCKETS = {"pointsman_routing_decision_seconds": DECISION_BUCKETS, "pointsman_q
 _MODES: dict[str, Literal["livemax", "livemin", "livemostrecent", "livesum"]] = {
     "pointsman_strategy_generation": "livemin",  # the worker that lags behind
     "pointsman_strategy_info": "livesum",
+    "pointsman_breaker_state": "livemax",
     "pointsman_decision_queue_records": "livesum",
     "pointsman_spend_queue_rows": "livesum",
     "pointsman_requests_in_flight": "livesum",
@@ -205,6 +207,16 @@ class Metrics:
         """Count one question of the gateway's own (`pointsman.custom_router.probes`)."""
         self._safely(self._count, "pointsman_probes_total", kind, result)
 
+    def breaker(self, upstream: str, state: str, cause: str | None) -> None:
+        """Count a change of a breaker (`pointsman.custom_router.breakers`)."""
+        self._safely(self._count, "pointsman_breaker_transitions_total", self._upstreams(upstream), state, cause or "")
+
+    def breakers(self, states: Mapping[str, str]) -> None:
+        """Take the states of this worker's breakers, by upstream."""
+        for upstream, state in states.items():
+            if (label := self._upstreams(upstream)) != OTHER:
+                self._safely(self._gauges["pointsman_breaker_state"].labels(label).set, BREAKER_STATES.get(state, 0))
+
     def told(self, message: Mapping[str, Any]) -> None:
         """Take the state of the instance, as the supervisor tells it (`pointsman.process.feed`)."""
         self._safely(self._told, message)
@@ -244,6 +256,11 @@ class Metrics:
         strategy = self._strategies(record.strategy or LITELLM)
         self._count("pointsman_routing_decisions_total", strategy, self._fallbacks(record.fallback or ""))
         self._observe("pointsman_routing_decision_seconds", strategy, value=record.microseconds / 1e6)
+        for dropped in record.dropped:
+            if dropped.reason.startswith("breaker_"):
+                self._count("pointsman_breaker_ejections_total", self._groups(record.group), dropped.reason)
+        if record.detail is not None and record.detail.get("panic"):
+            self._count("pointsman_breaker_panic_total", self._groups(record.group))
         if record.detail is not None and (session := record.detail.get("session")) in SESSIONS:
             self._count("pointsman_sessions_total", str(session))
 
@@ -333,6 +350,9 @@ class Metrics:
                 if result in row["events"]:
                     self._count("pointsman_reload_events_total", strategy, result, by=row["events"][result])
         self._gauges["pointsman_config_failing"].set(message["config_failing"])
+        self._gauges["pointsman_sharing_failing"].set(message.get("sharing_failing") or 0)
+        for topic, count in (message.get("refused") or {}).items():
+            self._count("pointsman_facts_refused_total", topic, by=count)
 
 
 def _rows(instrument: str) -> list[tuple[str, Any]]:

@@ -109,6 +109,13 @@ ATTRIBUTES: Mapping[str, Attribute] = _by_name(
     Attribute("pointsman.attempt.outcome", "string", "`ok`, `error`, or `abandoned` where nobody told how it ended."),
     Attribute("pointsman.deployment.id", "string", "LiteLLM's `model_info.id` of the deployment that was tried."),
     Attribute("pointsman.deployment.model", "string", "Its `litellm_params.model`."),
+    # Of the event `pointsman.breaker` on a decision's or an attempt's span: a breaker went to another state because of it.
+    Attribute("pointsman.upstream", "string", "Of the event `pointsman.breaker`: the upstream (model, base URL, region)."),
+    Attribute("pointsman.breaker.before", "string", "Of the event: the state before."),
+    Attribute("pointsman.breaker.state", "string", "Of the event: `closed`, `open`, `half_open`, `held_open`, `held_closed`."),
+    Attribute(
+        "pointsman.breaker.cause", "string", "Of the event: `failures`, `failure_rate`, `rate_limit`, `probe`, `manual`."
+    ),
     # Of a reload.
     Attribute("pointsman.reload.generation", "int", "Generation that the workers were given; absent where nothing changed."),
     Attribute("pointsman.reload.previous_version", "string", "Version in service before."),
@@ -122,6 +129,7 @@ ATTRIBUTES: Mapping[str, Attribute] = _by_name(
 )
 
 _DECISION = ("pointsman.decision.id", "pointsman.request.id")
+_BREAKER = ("pointsman.upstream", "pointsman.breaker.before", "pointsman.breaker.state", "pointsman.breaker.cause")
 _STRATEGY = ("pointsman.strategy.name", "pointsman.strategy.version")
 
 SPANS: Mapping[str, Span] = _by_name(
@@ -148,6 +156,7 @@ SPANS: Mapping[str, Span] = _by_name(
             "pointsman.route.fallback",
             "pointsman.route.microseconds",
             "pointsman.route.fell_back",
+            *_BREAKER,
             "gen_ai.request.model",
         ),
     ),
@@ -170,6 +179,7 @@ SPANS: Mapping[str, Span] = _by_name(
             "pointsman.attempt.outcome",
             "pointsman.deployment.id",
             "pointsman.deployment.model",
+            *_BREAKER,
             "gen_ai.request.model",
             "error.type",
             "http.response.status_code",

@@ -10,9 +10,10 @@ Import it where spans are made: it brings the SDK.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
-from opentelemetry.sdk.trace import ReadableSpan, Span, Tracer
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, Tracer
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
@@ -54,6 +55,7 @@ class Recorder:
         times: tuple[int, int],
         *,
         failed: bool = False,
+        events: Sequence[tuple[str, int, dict[str, AttributeValue]]] = (),
     ) -> None:
         """Hand over one span.
 
@@ -64,6 +66,7 @@ class Recorder:
             attributes: texts, numbers, and tuples of them; belong to the span from here on.
             times: beginning and end, nanoseconds since the epoch.
             failed: its status is ERROR.
+            events: name, time (nanoseconds since the epoch), attributes.
         """
         span = _Recorded(
             name=name,
@@ -71,6 +74,7 @@ class Recorder:
             parent=parent,
             resource=self._resource,
             attributes=attributes,
+            events=tuple(Event(event, about, timestamp=moment) for event, moment, about in events),
             status=_ERROR if failed else _UNSET,
             start_time=times[0],
             end_time=times[1],

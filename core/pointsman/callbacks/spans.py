@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Tracer
@@ -38,6 +38,9 @@ MAX_OPEN = 16
 """Attempts of one request that may be open at a time."""
 MAX_NAME = 256
 """Characters of a name that a client may have chosen (a group with a wildcard)."""
+BREAKER = "pointsman.breaker"
+"""Name of the event on a span in which a breaker went to another state."""
+_Event: TypeAlias = tuple[str, int, dict[str, AttributeValue]]
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -53,7 +56,9 @@ class _Open:
     model: str | None
     started: int
 
-    def end(self, values: Mapping[str, AttributeValue | None], end: int, *, failed: bool) -> None:
+    def end(
+        self, values: Mapping[str, AttributeValue | None], end: int, *, failed: bool, events: Sequence[_Event] = ()
+    ) -> None:
         """It is over; `end` as `started`."""
         model = self.model[:MAX_NAME] if self.model else None
         about: dict[str, AttributeValue | None] = {
@@ -62,7 +67,8 @@ class _Open:
             "gen_ai.request.model": model,
         }
         times = (self.started, max(self.started, end))
-        self.recorder.record("pointsman.attempt", self.context, self.parent, given(about | dict(values)), times, failed=failed)
+        values = given(about | dict(values))
+        self.recorder.record("pointsman.attempt", self.context, self.parent, values, times, failed=failed, events=events)
 
     def abandon(self) -> None:
         """Nobody will tell how it ended."""
@@ -180,7 +186,7 @@ class RequestSpans:
             }
             times = (start + encoded.begin * 1000, start + encoded.end * 1000)
             recorder.record("pointsman.encode", recorder.below(context), context, given(about), times)
-        recorder.record("pointsman.route", context, parent, given(values), (start, end))
+        recorder.record("pointsman.route", context, parent, given(values), (start, end), events=_breaker_events(ticket))
 
     def _end(self, span: object, attempt: Attempt) -> None:
         if not isinstance(span, _Open):
@@ -193,7 +199,8 @@ class RequestSpans:
             "error.type": attempt.error,
             "http.response.status_code": attempt.status,
         }
-        span.end(values, int(attempt.created_at * 1e9), failed=attempt.outcome != "ok")
+        failed, events = attempt.outcome != "ok", _breaker_events(current_ticket())
+        span.end(values, int(attempt.created_at * 1e9), failed=failed, events=events)
 
     def _close(self, ticket: Ticket, outcome: Outcome) -> None:
         """The request is over. An open attempt that nobody told of was answered from the cache, or given up."""
@@ -203,6 +210,15 @@ class RequestSpans:
             del ticket.spans[decision_id]
             if outcome.status != "success":
                 span.abandon()
+
+
+def _breaker_events(ticket: Ticket | None) -> Sequence[_Event]:
+    """What became of breakers in this request and was not told yet."""
+    if ticket is None or not ticket.breaker_changes:
+        return ()
+    changes, ticket.breaker_changes = ticket.breaker_changes, []
+    names = ("pointsman.upstream", "pointsman.breaker.before", "pointsman.breaker.state", "pointsman.breaker.cause")
+    return tuple((BREAKER, moment, given(dict(zip(names, values, strict=True)))) for moment, *values in changes)
 
 
 def given(values: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:

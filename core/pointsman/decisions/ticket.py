@@ -80,6 +80,8 @@ class Ticket:
         callers_timeout: the caller has set a time-out; that it was too short says nothing of an upstream.
         fallbacks: the request's own list of fallbacks, False where it wants none, None where it says nothing.
         groups: model groups that were asked so far.
+        breaker_changes: of breakers in this request, for its next span: nanoseconds since the epoch, upstream, state before,
+            state after, cause.
     """
 
     decision: Decision | None = None
@@ -116,6 +118,7 @@ class Ticket:
     callers_timeout: bool = False
     fallbacks: object = None
     groups: set[str] = field(default_factory=set)
+    breaker_changes: list[tuple[int, str, str, str, str | None]] = field(default_factory=list)
     session: object | None = None
     place: Place | None = None
     retry_after: int | None = None

@@ -24,6 +24,7 @@ class MetricsFeed:
         strategies: rows of `StrategyService.status`.
         config: `ConfigSync.status`.
         workers: the worker slots.
+        sharing: `Sharing.status`.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class MetricsFeed:
         strategies: Callable[[], Sequence[Mapping[str, Any]]],
         config: Callable[[], Mapping[str, Any]],
         workers: Callable[[], Sequence[Worker]],
+        sharing: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        self._strategies, self._config, self._workers = strategies, config, workers
+        self._strategies, self._config, self._workers, self._sharing = strategies, config, workers, sharing
         self._counted: dict[tuple[str, str], int] = {}
 
     async def run(self) -> None:
@@ -48,9 +50,13 @@ class MetricsFeed:
             return
         rows = [_state(row) for row in self._strategies()]
         config = self._config()
-        message = {"type": "metrics", "config_failing": int(bool(config.get("last_error")))}
+        message: dict[str, Any] = {"type": "metrics", "config_failing": int(bool(config.get("last_error")))}
+        sharing = self._sharing()
+        message["sharing_failing"] = int(sharing.get("instances", {}).get("state") == "local")
+        refused = self._events({"name": "facts", "events": _refused(sharing)})
         for number, channel in enumerate(ready):
-            channel.send({**message, "strategies": [{**row, "events": {} if number else self._events(row)} for row in rows]})
+            events = [{**row, "events": {} if number else self._events(row)} for row in rows]
+            channel.send({**message, "strategies": events, "refused": {} if number else refused})
 
     def _events(self, row: Mapping[str, Any]) -> dict[str, int]:
         """How many there were since this was asked last."""
@@ -59,6 +65,12 @@ class MetricsFeed:
             new[result] = max(0, count - self._counted.get((row["name"], result), 0))
             self._counted[row["name"], result] = count
         return new
+
+
+def _refused(sharing: Mapping[str, Any]) -> dict[str, int]:
+    """Topic -> what was no fact."""
+    topics = {topic: row["refused"] for topic, row in sharing.get("topics", {}).items()}
+    return topics | {"other": sharing.get("unknown", 0) + sharing.get("instances", {}).get("refused", 0)}
 
 
 def _state(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,6 +97,10 @@ async def _run(
     await asyncio.gather(runtime.install(welcome["remote"]), *(runtime.apply(snapshot) for snapshot in welcome["snapshots"]))
     router_hook.bind(runtime, bytes.fromhex(welcome["sessions"]))
     sources = (("breakers", router_hook.breakers), ("affinity", router_hook.affinity), ("scores", runtime.scores))
+    if (breakers := router_hook.breakers) is not None:
+        runtime.breakers = breakers
+        breakers.know(welcome["models"])
+        breakers.listeners.append(runtime.breaker_changed)
     for topic, source in sources:
         if source is not None:
             runtime.facts.add(topic, source)
@@ -111,8 +115,6 @@ async def _run(
     warm_up = settings.resilience.warm_up
     in_flight.warming = warm_up.enabled and warm_up.wait
     runtime.on_warm = in_flight.warm
-    if router_hook.breakers is not None:
-        runtime.breaker_states = router_hook.breakers.states
     if (warm := welcome["warm"]) is not None:
         runtime.warmed(warm)
     runtime.in_flight = lambda: in_flight.count

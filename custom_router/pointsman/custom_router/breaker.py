@@ -184,6 +184,7 @@ class Held:
     until: float = math.inf
     seconds: float = math.inf
     """For how long it was said; of two words said at once, the same one holds everywhere."""
+    actor: str = ""
 
     def at(self, now: float) -> State:
         """When the hold expires: what was held open shows first that it works."""
@@ -245,9 +246,17 @@ class Breaker:
         """Without that probe."""
         return self._with(self.state.release(token)) if isinstance(self.state, HalfOpen) else self
 
-    def hold(self, *, open: bool, reason: str, now: float, seconds: float = math.inf) -> Breaker:  # noqa: A002 - what it is called
+    def hold(
+        self,
+        *,
+        open: bool,  # noqa: A002 - what it is called
+        reason: str,
+        now: float,
+        seconds: float = math.inf,
+        actor: str = "",
+    ) -> Breaker:
         """Held by hand, for so many seconds."""
-        held = Held(open, reason, now, now + seconds, seconds)
+        held = Held(open, reason, now, now + seconds, seconds, actor)
         return replace(self, state=held, generation=self.generation + 1, orders=self.orders + 1)
 
     def free(self, now: float) -> Breaker:
@@ -260,9 +269,8 @@ class Breaker:
         known = (self.generation, self.orders)
         if isinstance(state, Held):
             held: FactState = "held_open" if state.open else "held_closed"
-            return Fact(
-                upstream, held, state.since, state.until, *known, cause="manual", reason=state.reason, seconds=state.seconds
-            )
+            word = (state.reason, state.seconds, state.actor)
+            return Fact(upstream, held, state.since, state.until, *known, 0, "manual", *word)
         if isinstance(state, Open):
             return Fact(upstream, "open", state.since, state.until, *known, state.rests, state.cause)
         return Fact(upstream, "closed", state.since, state.since, *known, state.rests)
@@ -283,7 +291,7 @@ class Breaker:
         since = min(fact.since, now)
         state: State
         if fact.state in ("held_open", "held_closed"):
-            state = Held(fact.state == "held_open", fact.reason, since, fact.until, fact.seconds)
+            state = Held(fact.state == "held_open", fact.reason, since, fact.until, fact.seconds, fact.actor)
         elif fact.state == "open":
             until = min(fact.until, now + self.rules.max_recovery)
             state = Open(since, until, fact.rests, fact.cause or "failures", LEAD)

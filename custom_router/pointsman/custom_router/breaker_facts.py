@@ -37,6 +37,7 @@ class Fact:
         cause: why it is open.
         reason: the administrator's.
         seconds: for how long the administrator said; 0 for other facts.
+        actor: who the administrator is.
     """
 
     upstream: str
@@ -49,6 +50,7 @@ class Fact:
     cause: Cause | None = None
     reason: str = ""
     seconds: float = 0.0
+    actor: str = ""
 
     @property
     def order(self) -> tuple[int, int, int, float, str]:
@@ -87,6 +89,7 @@ class Fact:
             "cause": self.cause,
             "reason": self.reason,
             "seconds": self.seconds if self.seconds < math.inf else None,
+            "actor": self.actor,
         }
 
     @staticmethod
@@ -100,7 +103,7 @@ class Fact:
         cause: Any = said.get("cause")
         counts = [said.get(key, 0) for key in ("generation", "orders", "rests")]
         times = [said.get("age"), said.get("left"), said.get("seconds", 0)]
-        texts = [said.get("upstream"), said.get("reason") or ""]
+        texts = [said.get("upstream"), said.get("reason") or "", said.get("actor") or ""]
         if (
             state not in RANK
             or (cause is not None and cause not in get_args(Cause))
@@ -115,4 +118,5 @@ class Fact:
         until = now + float(left) if left is not None else math.inf if state != "closed" else since
         seconds = math.inf if length is None else float(length)
         generation, orders, rests = counts
-        return Fact(str(texts[0]), state, since, until, generation, orders, rests, cause, str(texts[1]), seconds)
+        upstream, reason, actor = map(str, texts)
+        return Fact(upstream, state, since, until, generation, orders, rests, cause, reason, seconds, actor)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from pointsman.custom_router.breaker import Breaker, Closed, HalfOpen, Held, Open, State, Verdict
 from pointsman.custom_router.breaker_facts import Fact
+from pointsman.custom_router.upstream import upstream_of
 from pointsman.resilience_settings import BreakerSettings
 
 __all__ = ["HELD", "OPEN", "PROBING", "Admission", "Breakers", "Transition"]
@@ -49,12 +50,16 @@ NOBODY = Admission()
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One breaker went from one state to another (`closed`, `open`, `half_open`, `held_open`, `held_closed`)."""
+    """One breaker went from one state to another (`closed`, `open`, `half_open`, `held_open`, `held_closed`).
+
+    `heard`: another worker or instance told it.
+    """
 
     upstream: str
     before: str
     after: str
     cause: str | None
+    heard: bool = False
 
 
 class Breakers:
@@ -74,9 +79,14 @@ class Breakers:
         chance: Callable[[], float],
         told: Callable[[Transition], None] = lambda _: None,
     ) -> None:
-        self._rules, self._clock, self._chance, self._told = rules, clock, chance, told
+        self._rules, self._clock, self._chance = rules, clock, chance
+        self.listeners = [told]
+        """Are given each transition; must neither block nor raise."""
+        self.panicked = False
+        """Whether at the last `admit` so few were left that nearly all are tried."""
         self._breakers: dict[str, Breaker] = {}
         self._upstreams: dict[str, str] = {}
+        self._configured: dict[str, str] = {}
         self._leases: dict[str, tuple[float, tuple[str, ...]]] = {}
         self._news: dict[str, None] = {}
 
@@ -111,9 +121,11 @@ class Breakers:
                 shut[one.deployment_id] = why
             elif isinstance(state, HalfOpen):
                 probing.append(one.deployment_id)
+        self.panicked = False
         if not shut and not probing:
             return NOBODY
         out, panic = self._ejected(shut, len(group))
+        self.panicked = panic
         remains = {one.deployment_id for one in remaining}
         taken = [
             upstream
@@ -194,20 +206,44 @@ class Breakers:
 
     # For administrators, metrics and endpoints.
 
-    def hold(self, upstream: str, *, open: bool, reason: str, seconds: float | None = None) -> None:  # noqa: A002 - as the breaker's
+    def hold(
+        self,
+        upstream: str,
+        *,
+        open: bool,  # noqa: A002 - as the breaker's
+        reason: str,
+        seconds: float | None = None,
+        actor: str = "",
+    ) -> None:
         """Hold a breaker open or closed, for so long, or until `free`."""
         breaker = self._breakers.get(upstream) or self._new()
         length = seconds if seconds is not None else math.inf
-        self._keep(upstream, breaker.hold(open=open, reason=reason, now=self._clock(), seconds=length))
+        self._keep(upstream, breaker.hold(open=open, reason=reason, now=self._clock(), seconds=length, actor=actor))
 
     def free(self, upstream: str) -> None:
         """Hold it no longer; it is closed, and forgets its failures."""
         self._keep(upstream, (self._breakers.get(upstream) or self._new()).free(self._clock()))
 
+    def know(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """The deployments of the configuration (entries of `model_list`); they are told of even before a request came."""
+        self._configured = {}
+        for entry in entries:
+            params, info = entry.get("litellm_params") or {}, entry.get("model_info") or {}
+            name = str(info.get("id") or params.get("model") or "")
+            if name and "*" not in str(params.get("model")):
+                self._configured[name] = upstream_of(params)
+
+    def find(self, name: str) -> str | None:
+        """The upstream of that name, or the one of the deployment of that id; None: there is neither."""
+        known = {**self._configured, **self._upstreams}
+        if name in self._breakers or name in known.values():
+            return name
+        return known.get(name)
+
     def states(self) -> dict[str, str]:
-        """Upstream -> state, of those that were candidates or have a breaker."""
+        """Upstream -> state, of those that are configured, were candidates or have a breaker."""
         now = self._clock()
-        found = dict.fromkeys(self._upstreams.values(), "closed")
+        found = dict.fromkeys((*self._configured.values(), *self._upstreams.values()), "closed")
         for upstream in list(self._breakers):
             found[upstream] = _name(self._keep(upstream, self._breakers[upstream].at(now)).state)
         return found
@@ -216,7 +252,7 @@ class Breakers:
         """One JSON object for each of `states`, by name."""
         states, now = self.states(), self._clock()
         deployments: dict[str, list[str]] = {}
-        for deployment_id, upstream in self._upstreams.items():
+        for deployment_id, upstream in {**self._configured, **self._upstreams}.items():
             deployments.setdefault(upstream, []).append(deployment_id)
         never = Breaker(self._rules)
         return [
@@ -248,7 +284,7 @@ class Breakers:
             before = self._keep(fact.upstream, (before or self._new()).at(now))
             after = before.adopt(fact, now)
             own = after is not before and after.state is before.state  # it stands by what it saw: the others should know
-            self._keep(fact.upstream, after, news=own and isinstance(after.state, Open | HalfOpen))
+            self._keep(fact.upstream, after, news=own and isinstance(after.state, Open | HalfOpen), heard=True)
         return refused
 
     # Within.
@@ -278,7 +314,7 @@ class Breakers:
             closed = (name for name, breaker in self._breakers.items() if isinstance(breaker.state, Closed))
             self._breakers.pop(next(closed, next(iter(self._breakers))))
 
-    def _keep(self, upstream: str, breaker: Breaker, *, news: bool | None = None) -> Breaker:
+    def _keep(self, upstream: str, breaker: Breaker, *, news: bool | None = None, heard: bool = False) -> Breaker:
         """Put it in its place; tell of what changed. `news`: whether others should hear; None: if it arose here."""
         before = self._breakers.get(upstream)
         if breaker is before:
@@ -289,7 +325,9 @@ class Breakers:
             self._news[upstream] = None
         was, is_ = _name(before.state) if before is not None else "closed", _name(breaker.state)
         if was != is_:
-            self._told(Transition(upstream, was, is_, breaker.fact(upstream).cause))
+            change = Transition(upstream, was, is_, breaker.fact(upstream).cause, heard)
+            for told in self.listeners:
+                told(change)
         return breaker
 
 
@@ -311,11 +349,21 @@ def _name(state: State) -> str:
 
 
 def _details(breaker: Breaker, now: float) -> dict[str, Any]:
-    fact = breaker.fact("")
+    fact, state = breaker.fact(""), breaker.state
+    half = state if isinstance(state, HalfOpen) else None
+    closed = state if isinstance(state, Closed) else Closed()
+    probe = fact.until + (state.lead if isinstance(state, Open) else 0.0) - now
+    good, bad = closed.window.totals()
     return {
         "cause": fact.cause,
         "reason": fact.reason or None,
+        "held_by": fact.actor or None,
+        "seconds_in_state": round(now - fact.since, 3) if fact.since > -math.inf and half is None else None,
         "seconds_left": round(fact.until - now, 3) if now < fact.until < math.inf else None,
+        "seconds_to_probe": round(probe, 3) if isinstance(state, Open) and probe > 0 else None,
+        "failures_in_a_row": closed.failures,
+        "window": {"good": good, "bad": bad},
+        "probes": {"running": sum(until > now for _, until in half.leases), "good": half.good} if half is not None else None,
         "rests": fact.rests,
         "generation": fact.generation,
         "orders": fact.orders,

@@ -116,6 +116,7 @@ class Decider:
             return refusal(request, resting, started)
         remaining, more = apply_filters(request, ticket, self._breaker, remaining)
         dropped = (*dropped, *more)
+        panicked = {"panic": True} if self._breakers is not None and self._breakers.panicked else {}
         choice = choose(request.wish, request.group, self._settings, self.knows)
         name, opinion = choice.name, Opinion()
         ruled = self._ruled(request, remaining)
@@ -167,7 +168,8 @@ class Decider:
             propensity=ranking.propensity if decided and kept is None else None,
             chosen_by=SESSION if kept is not None else RULE if ruled is not None else choice.by,
             scale=opinion.scale if opinion.scores else None,
-            detail={**ranking.detail, **({"ignored_strategies": list(choice.ignored)} if choice.ignored else {})} or None,
+            detail={**ranking.detail, **({"ignored_strategies": list(choice.ignored)} if choice.ignored else {}), **panicked}
+            or None,
             encoded=encoded(opinion, started),
         )
 

@@ -17,11 +17,14 @@ from email.utils import parsedate_to_datetime
 from pointsman.custom_router.breaker import Verdict
 from pointsman.custom_router.breakers import Breakers, Transition
 from pointsman.decisions import Attempt, Decision, Outcome
+from pointsman.decisions.ticket import current_ticket
 
 __all__ = ["retry_after_of", "sink", "tell", "verdict_of"]
 
 logger = logging.getLogger("pointsman.breakers")
 
+MAX_CHANGES = 16
+"""Of one request that its spans tell."""
 USELESS = frozenset({401, 402, 408})
 NOT_ITS_FAULT = frozenset({501, 505})
 BAD_CLASSES = frozenset({
@@ -91,7 +94,12 @@ def sink(breakers: Breakers) -> Callable[[Decision | Attempt | Outcome], None]:
 
 
 def tell(change: Transition) -> None:
-    """A log line for a change of a breaker."""
+    """A log line for a change of a breaker, and an event on the span of the request in which it came about."""
     level = logging.WARNING if change.after == "open" else logging.INFO
+    if change.heard:
+        level = logging.DEBUG  # who saw it has said it
+    ticket = current_ticket()
+    if ticket is not None and len(ticket.breaker_changes) < MAX_CHANGES and not change.heard:
+        ticket.breaker_changes.append((time.time_ns(), change.upstream, change.before, change.after, change.cause))
     cause = f" ({change.cause})" if change.cause is not None else ""
     logger.log(level, "the breaker of %s is %s, it was %s%s", change.upstream, change.after, change.before, cause)
