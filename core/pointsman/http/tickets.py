@@ -51,8 +51,8 @@ REQUEST_HEADERS: dict[str, str] = {
     "x-pointsman-session": "Id of the session that this request is of (`pointsman.resilience.sticky`); any key may.",
     "x-pointsman-cost-weight": "Cost weight for this request, 0 to 1000, in place of the policy's weight or target.",
     "x-pointsman-priority": "Class in the queue: `high`, `normal` or `low`; any key may ask for less than it has.",
-    "x-pointsman-deadline-ms": "Milliseconds that the request may wait for its turn in the queue; never more than "
-    "`pointsman.resilience.queue.max_wait`; any key may.",
+    "x-pointsman-deadline-ms": "Milliseconds until the answer must have begun: for the wait in the queue (never more than "
+    "`pointsman.resilience.queue.max_wait`) and all tries; any key may.",
 }
 """What a request may ask for, where its key may."""
 LITELLM = "litellm"
