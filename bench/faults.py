@@ -3,7 +3,7 @@
     PYTHONPATH=tests python -m bench.faults     from the repository's root; `make bench-faults` does it and writes the table
 
     --scenarios error,hang   some of them            --subjects pointsman   some of them        --seconds 6   of a fault
-    --rate 64                requests a second       --json FILE            the figures         --write       the table in
+    --rate 48                requests a second       --json FILE            the figures         --write       the table in
                                                                                                               docs/reliability.md
 
 Each subject (see `bench.faults_subjects`) is booted with a model group for every scenario, so that no scenario meets what the
@@ -31,7 +31,7 @@ import psycopg
 import uvloop
 from bench.faults_figures import Line, Run, line, settled, verdicts
 from bench.faults_load import Load, Upstreams, upstreams
-from bench.faults_scenarios import AFTER, FAULT, HEALTHY, SCENARIOS, WARM, Scenario
+from bench.faults_scenarios import AFTER, FAULT, HEALTHY, RATE, SCENARIOS, WARM, Scenario
 from bench.faults_subjects import SUBJECTS, Clock, Subject, subject
 from bench.faults_tables import write
 
@@ -42,6 +42,8 @@ __all__ = ["Report", "Stand", "failed_goals", "main", "measure"]
 
 FLUSHED = 45.0
 """Seconds at most in which what was spent is written."""
+WARM_UP, WARM_UP_TIME = "warm-up", 6.0
+"""A model group, and seconds."""
 CRASH_PROOF = {"fsync": "on", "full_page_writes": "on", "max_connections": "200"}
 
 
@@ -93,13 +95,22 @@ class Stand:
             "kill": lambda: asyncio.to_thread(who.kill_instance, 0),
         }
 
+    async def warm_up(self, who: Subject) -> None:
+        """Requests that count for nothing: what a process does at its first ones it has done, with every key."""
+        load = Load(who.urls, who.keys, WARM_UP, self.rate)
+        load.begin()
+        await asyncio.sleep(WARM_UP_TIME)
+        await load.end()
+        await self.upstreams.take(WARM_UP)
+
     async def run(self, scenario: Scenario, who: Subject) -> Run:
         """One scenario of one subject."""
         load = Load(who.urls, who.keys, scenario.name, self.rate)
         load.begin()
         await asyncio.sleep(WARM)
-        healthy = time.monotonic()
+        healthy, used = time.monotonic(), await asyncio.to_thread(who.processor_time)
         await asyncio.sleep(HEALTHY)
+        used = await asyncio.to_thread(who.processor_time) - used
         usual = await self.upstreams.counts(scenario.name)
         begun, lasts = time.monotonic(), self.fault * scenario.longer
         spans: list[tuple[float, float]] = []
@@ -124,7 +135,7 @@ class Stand:
         end = time.monotonic()
         await load.end()
         attempts = await self.upstreams.take(scenario.name)
-        return Run(scenario, who.name, healthy, spans, end, load.answers, attempts, self.upstreams.sees_refused)
+        return Run(scenario, who.name, healthy, spans, end, load.answers, attempts, self.upstreams.sees_refused, used)
 
     async def _until_back(self, scenario: Scenario, rates: dict[str, float]) -> None:
         """Until every deployment has had half of its usual requests in a second, and half a second more; within `after`."""
@@ -171,7 +182,7 @@ async def measure(
     *,
     names: Sequence[str],
     scenarios: Sequence[Scenario],
-    rate: float = 64.0,
+    rate: float = RATE,
     fault: float = FAULT,
     after: tuple[float, float] = AFTER,
 ) -> Report:
@@ -203,8 +214,9 @@ async def measure(
             if not mine:
                 continue
             say(f"{name}: boots")
-            groups = [scenario.name for scenario in mine]
+            groups = [WARM_UP, *(scenario.name for scenario in mine)]
             async with subject(name, folder, groups, doors.ports, postgres, redis, clock) as who:
+                await stand.warm_up(who)
                 runs = []
                 for scenario in mine:
                     run = await stand.run(scenario, who)
@@ -249,7 +261,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenarios", default=",".join(SCENARIOS), help="names, with commas (default: all)")
     parser.add_argument("--subjects", default=",".join(SUBJECTS), help="names, with commas (default: all)")
     parser.add_argument("--seconds", type=float, default=FAULT, help=f"that a fault lasts (default {FAULT:g})")
-    parser.add_argument("--rate", type=float, default=64.0, help="requests a second of all clients together (default 64)")
+    parser.add_argument(
+        "--rate", type=float, default=RATE, help=f"requests a second of all clients together (default {RATE:g})"
+    )
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--keep", type=Path, help="an empty directory for logs and configurations, which is kept")
     parser.add_argument("--write", action="store_true", help="write the table into docs/reliability.md")

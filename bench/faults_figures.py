@@ -44,6 +44,7 @@ class Run:
         answers: by the clients, also of the time before `healthy`.
         attempts: at the upstreams.
         counted: whether refused connections could be counted.
+        used: seconds of processor time of the gateway's processes, between `healthy` and the fault.
     """
 
     scenario: Scenario
@@ -54,6 +55,7 @@ class Run:
     answers: Sequence[Answer]
     attempts: Sequence[Attempt]
     counted: bool
+    used: float = 0.0
 
     @property
     def begin(self) -> float:
@@ -66,7 +68,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the table; None where there is nothing to say. Latencies in milliseconds, times in seconds."""
+    """A line of the table; None where there is nothing to say. Latencies and `cpu` of a request in ms, times in seconds.
+
+    Attributes:
+        each_second: attempts at the first faulty deployment, each second from the fault's beginning on.
+    """
 
     scenario: str
     subject: str
@@ -81,6 +87,8 @@ class Line:
     eject: float | None
     returned: float | None
     watched: float
+    cpu: float | None = None
+    each_second: tuple[int, ...] = ()
     lost: int = 0
     twice: int = 0
     clear: bool = True
@@ -160,10 +168,24 @@ def line(run: Run) -> Line:
         eject=None if blind or None in ejects else max((one for one in ejects if one is not None), default=None),
         returned=None if None in returns else max((one for one in returns if one is not None), default=None),
         watched=run.end - run.off,
+        cpu=_processor_time(run),
+        each_second=_each_second(run),
         clear=all(one.clear for one in failures),
         reasons=dict(Counter(one.failure for one in failures).most_common()),
         notes=_notes(run, counted),
     )
+
+
+def _each_second(run: Run) -> tuple[int, ...]:
+    """Attempts at the first faulty deployment, each second from the fault's beginning on."""
+    places = [int(one.at - run.begin) for one in run.attempts if one.door in run.scenario.doors[:1] and one.at >= run.begin]
+    return tuple(places.count(second) for second in range(max(places, default=-1) + 1))
+
+
+def _processor_time(run: Run) -> float | None:
+    """Milliseconds of a request of the healthy phase."""
+    count = sum(run.healthy <= one.asked < run.begin for one in run.answers)
+    return round(run.used / count * 1000, 1) if count else None
 
 
 def _notes(run: Run, counted: Sequence[Answer]) -> tuple[str, ...]:

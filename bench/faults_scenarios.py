@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["AFTER", "DETECTION", "FAULT", "HEALTHY", "SCENARIOS", "WARM", "Scenario", "Step"]
+__all__ = ["AFTER", "DETECTION", "FAULT", "HEALTHY", "RATE", "SCENARIOS", "WARM", "Scenario", "Step"]
 
 WARM, HEALTHY, FAULT = 1.5, 3.0, 6.0
 """Seconds: of load that counts for nothing, without a fault, with it (the default)."""
+RATE = 48.0
+"""Requests a second of all clients together: one that stock LiteLLM still serves with a processor's part to spare."""
 AFTER = (3.0, 12.0)
 """Seconds after the fault, at least and at most; it ends when the deployments are back."""
 DETECTION = 3.0
@@ -78,7 +80,7 @@ SCENARIOS = {
         _dead("garbage", "one answers 200 with garbage", "garbage"),
         _dead("cut-first", "one cuts answers off before the first token", "cut-first"),
         _dead("cut-middle", "one cuts answers off in the middle", "cut-middle"),
-        _dead("drip", "one sends a word a second", "drip"),
+        _dead("drip", "one sends a word every 1.5 s", "drip"),
         Scenario("flapping", "one answers 500 every other 2 s", steps=_flap(3), longer=10 / 6),
         _dead("all", "all three answer 500; the fallback group is well", "error", ("a", "b", "c")),
         _dead("everything", "all three and the fallback group answer 500", "error", ("a", "b", "c", "spare"), remains=False),

@@ -12,10 +12,11 @@ downloaded. All else is its own.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from pointsman.litellm_config import profile_path
 from pointsman.migrations.runner import migrate
 from support.gateway import Gateway
 from support.pg_cluster import PgCluster
-from support.processes import kill_all
+from support.processes import kill_all, marked
 from support.redis import RedisServer
 from support.stock import StockLiteLLM
 
@@ -163,6 +164,15 @@ class Subject:
     books: Books
     marks: list[str]
     logs: list[Path]
+
+    def processor_time(self) -> float:
+        """Seconds that its processes have used so far: proc(5), `stat`."""
+        ticks = 0
+        for pid in (pid for mark in self.marks for pid in marked(mark)):
+            with suppress(OSError):  # ended in the meantime
+                fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def kill_instance(self, place: int) -> None:
         """SIGKILL every process of one instance, as when its container or machine is gone."""

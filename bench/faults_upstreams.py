@@ -34,12 +34,12 @@ import uvloop
 __all__ = ["DOORS", "FAULTS", "PIECES", "RETRY_AFTER", "TEXT", "main"]
 
 DOORS = ("a", "b", "c", "spare")
-TEXT = "eight plain words that make a whole answer"
+TEXT = "a whole answer anyhow"
 PIECES = tuple(word if place == 0 else f" {word}" for place, word in enumerate(TEXT.split(" ")))
 FAULTS = ("refuse", "hang", "error", "busy", "garbage", "cut-first", "cut-middle", "drip")
 ANSWER_TIME, ANSWER_JITTER, PIECE_TIME = 0.05, 0.02, 0.005
 """Seconds to the answer or its first piece, what chance adds or takes off, and seconds between pieces."""
-DRIP = 1.0
+DRIP = 1.5
 """Seconds between pieces of an upstream that drips."""
 CUT_TIME = 0.2
 """Seconds from the last piece to the cut: a gateway has passed on what it got, so that nobody can begin anew unseen."""
