@@ -272,6 +272,10 @@ def test_the_limit_grows_while_latency_stays_and_falls_when_it_rises() -> None:
     assert _run(loaded, 600, 0.5).limit > loaded.limit
 
 
+def test_a_small_limit_falls_too() -> None:
+    assert _run(_run(Gradient(8.0, 2, 64, 1.5), 15, 0.25), 60, 2.5).limit < 8
+
+
 def test_a_limit_that_nobody_needs_does_not_grow() -> None:
     assert _run(Gradient(20.0, 4, 200, 1.5), 60, 0.5, share=0.3).limit == 20
 

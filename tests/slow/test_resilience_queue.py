@@ -152,7 +152,7 @@ def stand(upstreams: Upstreams, new_database: Callable[[], str], tmp_path_factor
         "size": 2 * SIZE,
         "patience": PATIENCE,
         "max_wait": 25.0,
-        "groups": {"adapt": {"kind": "adaptive", "limit": 8, "least": 4, "most": 40}},
+        "groups": {"adapt": {"kind": "adaptive", "limit": 16, "least": 4, "most": 80}},
     }
     section = {"shutdown": {"not_ready": 1.5, "grace": 6.0}, "resilience": {"queue": queue}}
     config = routed_config(models, {}, {}, **section)
@@ -446,8 +446,8 @@ def test_an_adaptive_limit_follows_the_upstreams_latency(stand: Stand) -> None:
     lines = [stand.line(0) for _ in range(24)]  # before there is load, which would send connections to the other worker
     clients = [stand.go(client, line) for line in lines]
     try:
-        wait_for(lambda: limit() >= began + 4, 40, "it grows while latency stays")
-        stand.upstreams.fault("adapt", delay=1.5)
+        wait_for(lambda: limit() >= began + 6, 40, "it grows while latency stays")
+        stand.upstreams.fault("adapt", delay=1.2)
         top = limit()
         wait_for(lambda: limit() < top * 0.75, 40, "it falls when latency rises")
         low = limit()

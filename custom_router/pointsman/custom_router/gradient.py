@@ -4,17 +4,21 @@ The formula is that of Gradient2 in Netflix's concurrency-limits (`Gradient2Limi
 Technology Blog, 2018-03-23), with the tolerance that its earlier releases had::
 
     gradient  = clamp(tolerance * long / short, 0.5, 1)
+    headroom  = min(4, sqrt(limit))
     limit'    = limit * (1 - smoothing) + (limit * gradient + headroom) * smoothing
 
 `short` is the mean latency of one window, `long` an exponentially weighted mean of those of many. A latency that rises against
 its own past means that requests queue up at the provider: the limit falls. One that stays lets the limit grow by `headroom`.
-As there, a limit of which less than half is used does not grow, and a `long` more than twice `short` is let down quickly.
+The headroom is theirs, 4, but the root (of their first release) where that is less: with 4 no limit falls below 8, and
+workers share small ones. As there, a limit of which less than half is used does not grow, and a `long` more than twice
+`short` is let down quickly.
 
 Pure: `observe` is told the time and returns the next state.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 __all__ = ["Gradient"]
@@ -90,6 +94,7 @@ class Gradient:
         estimate = self.estimate
         if self.busiest >= estimate / 2:
             gradient = max(STEEPEST, min(1.0, self.tolerance * long / short))
-            estimate += SMOOTHING * (estimate * gradient + HEADROOM - estimate)
+            headroom = min(HEADROOM, math.sqrt(estimate))
+            estimate += SMOOTHING * (estimate * gradient + headroom - estimate)
             estimate = max(float(self.least), min(float(self.most), estimate))
         return replace(self, estimate=estimate, long=long, windows=windows, began=None, samples=0, total=0.0, busiest=0)
