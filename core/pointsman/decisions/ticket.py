@@ -77,6 +77,7 @@ class Ticket:
         session: the session of a request whose deployment LiteLLM chooses (`custom_router.affinity.Waiting`), or None.
         caller: who asks, as LiteLLM's hooks before a call are given it (`UserAPIKeyAuth`), or None.
         trail: what it has tried (`custom_router.failover.trail.Trail`), or None.
+        callers_connection: the caller has brought a key or headers for the provider; that they fail says nothing of it.
         callers_timeout: the caller has set a time-out; that it was too short says nothing of an upstream.
         fallbacks: the request's own list of fallbacks, False where it wants none, None where it says nothing.
         groups: model groups that were asked so far.
@@ -116,6 +117,7 @@ class Ticket:
     spans: dict[str, OpenSpan] = field(default_factory=dict)
     caller: object | None = None
     callers_timeout: bool = False
+    callers_connection: bool = False
     fallbacks: object = None
     groups: set[str] = field(default_factory=set)
     breaker_changes: list[tuple[int, str, str, str, str | None]] = field(default_factory=list)

@@ -112,6 +112,7 @@ class Attempt:
         latency_ms: until the answer (or, streamed, the last chunk), or None when not known.
         created_at: Unix time in seconds.
         retry_after: seconds that the error's Retry-After asks for, or None. Not stored.
+        callers_connection: the caller had brought a key or headers for the provider. Not stored.
         callers_timeout: the caller had set a time-out for the request. Not stored.
         first_token_ms: until the first chunk of a streamed answer, or None. Not stored, nor are the next four.
         prompt_tokens, completion_tokens: as LiteLLM counted them, or None where it did not.
@@ -130,6 +131,7 @@ class Attempt:
     created_at: float = field(default_factory=time.time)
     retry_after: float | None = None
     callers_timeout: bool = False
+    callers_connection: bool = False
     first_token_ms: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

@@ -41,6 +41,7 @@ from pointsman.custom_router.kwargs import (
     EMBEDDING_CALLS,
     TELLS_USAGE,
     TEXT_CALLS,
+    callers_connection,
     endpoint_of,
     limit_of,
     metadata_of,
@@ -170,6 +171,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket.team = getattr(user_api_key_dict, "team_alias", None) or getattr(user_api_key_dict, "team_id", None)
         ticket.given = data.get("input") if endpoint == "embedding" else None
         ticket.fallbacks = False if data.get("disable_fallbacks") is True else data.get("fallbacks")
+        ticket.callers_connection = callers_connection(data)
         ticket.callers_timeout = any(data.get(name) is not None for name in ("timeout", "stream_timeout", "request_timeout"))
         if self._again is not None:
             self._again.begin(ticket, data, str(call_type))

@@ -15,6 +15,7 @@ __all__ = [
     "SESSION_HEADER",
     "TELLS_USAGE",
     "TEXT_CALLS",
+    "callers_connection",
     "endpoint_of",
     "limit_of",
     "metadata_of",
@@ -48,6 +49,13 @@ TEXT_CALLS = frozenset(
 """LiteLLM's call types that are answered in words; a strategy scores their text."""
 EMBEDDING_CALLS = frozenset({"embedding", "aembedding", "embeddings"})
 
+CONNECTION = ("api_", "aws_", "azure_", "vertex_", "watsonx_", "organization", "region_name", "tenant_id", "client_id")
+"""Beginnings of what a request's body may say of the connection to the provider, by LiteLLM's names."""
+HARMLESS = ("x-", "traceparent", "tracestate", "baggage", "anthropic-", "openai-beta", "user-agent")
+"""Beginnings of headers that make no provider refuse anybody."""
+SECRET_HEADERS = frozenset({"x-api-key", "x-goog-api-key", "x-amz-security-token", "x-goog-user-project"})
+ENVELOPE = frozenset({"custom_llm_provider", "extra_headers"})
+
 TELLS_USAGE = frozenset({"openai", "text-completion-openai", "hosted_vllm", "azure", "azure_text"})
 """Providers whose text completions take `stream_options.include_usage`; another one might refuse the parameter."""
 
@@ -72,6 +80,24 @@ def endpoint_of(call_type: str) -> Endpoint | None:
     if "mcp" in call_type:
         return None
     return "text" if call_type in TEXT_CALLS else "embedding" if call_type in EMBEDDING_CALLS else "other"
+
+
+def callers_connection(data: Mapping[str, Any]) -> bool:
+    """Whether a request brings something of its own for the connection to the provider: a key, a region, headers.
+
+    That it is refused then, or fails, says nothing of the upstream; any tenant could take it from all others so.
+    LiteLLM itself adds headers that trace, and passes on those that begin with `x-`.
+    """
+    if any(name.startswith(CONNECTION) and value is not None for name, value in data.items()):
+        return True
+    own = [data.get("headers"), data.get("extra_headers"), data.get("provider_specific_header")]
+    for headers in own:
+        inner = headers.get("extra_headers") if isinstance(headers, Mapping) else None
+        for place in (headers, inner):
+            names = {str(name).lower() for name in place} if isinstance(place, Mapping) else set()
+            if any(name in SECRET_HEADERS or not name.startswith(HARMLESS) for name in names - ENVELOPE):
+                return True
+    return False
 
 
 def limit_of(kwargs: Mapping[str, Any]) -> int | None:

@@ -127,6 +127,7 @@ class Outcomes:
                 status=_status(exception),
                 retry_after=retry_after,
                 callers_timeout=ticket.callers_timeout or trail.shortened,
+                callers_connection=ticket.callers_connection,
                 broken=broken,
                 flaw=MALFORMED if malformed(exception) else None,
             )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from pointsman.custom_router.estimates import Decayed, Estimate, bucket, quantile, share
 from pointsman.custom_router.score_facts import ScoreFact
 from pointsman.custom_router.upstream import upstream_of
-from pointsman.custom_router.verdicts import verdict_of
+from pointsman.custom_router.verdicts import verdict_on
 from pointsman.decisions import Attempt, Decision, Outcome
 from pointsman.resilience_settings import ScoreSettings
 
@@ -157,7 +157,7 @@ class Scores:
 
     def attempted(self, upstream: str, attempt: Attempt) -> None:
         """An attempt at an upstream ended. What says nothing of it (`verdicts`) counts for nothing."""
-        verdict = verdict_of(attempt.outcome, attempt.error, attempt.status, callers_timeout=attempt.callers_timeout)
+        verdict = verdict_on(attempt)
         if verdict == "none" and not attempt.broken:
             return
         now, own = self._clock(), self._of(upstream)

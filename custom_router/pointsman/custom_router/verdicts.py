@@ -19,7 +19,7 @@ from pointsman.custom_router.breakers import Breakers, Transition
 from pointsman.decisions import Attempt, Decision, Outcome
 from pointsman.decisions.ticket import current_ticket
 
-__all__ = ["retry_after_of", "sink", "tell", "verdict_of"]
+__all__ = ["retry_after_of", "sink", "tell", "verdict_of", "verdict_on"]
 
 logger = logging.getLogger("pointsman.breakers")
 
@@ -37,6 +37,13 @@ BAD_CLASSES = frozenset({
 """Of LiteLLM, openai, httpx and aiohttp; for errors without a status."""
 CALLERS_CLASSES = frozenset({"JSONSchemaValidationError", "UnsupportedParamsError", "ImageFetchError"})
 """Whatever their status: what the caller wants of the answer, or sent with the question."""
+
+
+def verdict_on(attempt: Attempt) -> Verdict:
+    """The verdict on an attempt as it is recorded; of one over the caller's own connection that it went well counts alone."""
+    if attempt.callers_connection and attempt.outcome != "ok":
+        return "none"
+    return verdict_of(attempt.outcome, attempt.error, attempt.status, callers_timeout=attempt.callers_timeout)
 
 
 def verdict_of(outcome: str, error: str | None, status: int | None, *, callers_timeout: bool = False) -> Verdict:
@@ -87,8 +94,7 @@ def sink(breakers: Breakers) -> Callable[[Decision | Attempt | Outcome], None]:
 
     def record(told: Decision | Attempt | Outcome) -> None:
         if isinstance(told, Attempt):
-            verdict = verdict_of(told.outcome, told.error, told.status, callers_timeout=told.callers_timeout)
-            breakers.record(told.deployment_id, verdict, told.decision_id, told.retry_after)
+            breakers.record(told.deployment_id, verdict_on(told), told.decision_id, told.retry_after)
 
     return record
 
