@@ -162,11 +162,9 @@ async def test_it_is_ready_anyway_when_the_time_is_over() -> None:
 
 async def test_what_runs_ends_with_it() -> None:
     bench = Bench(deployment("a"), probes={"interval": 1})
-    warm: list[Mapping[str, Any]] = []
-    task = asyncio.create_task(bench.prober.run(warm.append))
-    while not warm:
-        await asyncio.sleep(0.01)
-    assert warm[0]["state"] == "warm"
+    warm: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(bench.prober.run(warm.set_result))
+    assert (await asyncio.wait_for(warm, 10))["state"] == "warm"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert not [one for one in asyncio.all_tasks() if one.get_name().startswith("pointsman-")]

@@ -7,10 +7,9 @@ worker that is gone fade away by themselves.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from pointsman.custom_router.estimates import Decayed
 
@@ -93,27 +92,27 @@ class ScoreFact:
             ValueError: it is no fact.
         """
         upstream, origin, sequence = said.get("upstream"), said.get("origin"), said.get("sequence")
-        ages, lives = [said.get("age"), said.get("idle")], said.get("half_lives")
+        age, idle, lives = said.get("age"), said.get("idle"), said.get("half_lives")
         if (
             not (isinstance(upstream, str) and 0 < len(upstream) <= MAX_TEXT)
             or not (isinstance(origin, str) and 0 < len(origin) <= MAX_TEXT and " " not in origin)
             or not (type(sequence) is int and 0 <= sequence <= MAX_SEQUENCE)
-            or not _is_number(ages[0])
-            or not (ages[1] is None or _is_number(ages[1]))
+            or not _is_number(age)
+            or not (idle is None or _is_number(idle))
             or not (isinstance(lives, list) and len(lives) == 2 and all(_is_number(one) and one > 0 for one in lives))
         ):
             raise ValueError("not a fact of scores")
-        last = None if ages[1] is None else at - max(0.0, ages[1])
+        last = None if idle is None else at - max(0.0, float(idle))
         sums = (_sums(said.get("traffic")), _sums(said.get("feedback")))
-        return ScoreFact(upstream, origin, sequence, at - max(0.0, ages[0]), last, *sums, (lives[0], lives[1]))
+        return ScoreFact(upstream, origin, sequence, at - max(0.0, float(age)), last, *sums, (lives[0], lives[1]))
 
     def parts(self) -> tuple[Decayed, Decayed]:
         """Its sums, by this process's clock."""
         return Decayed(self.half_lives[0], self.at, self.traffic), Decayed(self.half_lives[1], self.at, self.feedback)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= MAX_VALUE
+def _is_number(value: object) -> TypeGuard[float]:
+    return type(value) in (int, float) and isinstance(value, int | float) and abs(value) <= MAX_VALUE  # NaN is not
 
 
 def _sums(said: object) -> dict[str, float]:
