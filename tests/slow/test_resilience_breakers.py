@@ -187,7 +187,7 @@ def test_where_nothing_else_is_left_the_answer_says_so_and_when_to_come_again(in
         return answer if answer.status_code == 503 else None
 
     answer = wait_for(refused, 20, "its breaker is open")
-    assert answer.json()["error"]["code"] == "E4702", answer.text
+    assert '"E4702"' in answer.text, answer.text
     assert "InternalServerError" in answer.text
     assert int(answer.headers["retry-after"]) >= 1
     upstreams.clear()

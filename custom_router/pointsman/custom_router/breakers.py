@@ -15,15 +15,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from pointsman.custom_router.breaker import Breaker, Closed, HalfOpen, Held, Open, State, Verdict
+from pointsman.custom_router.breaker import Breaker, Closed, HalfOpen, Open, Verdict
 from pointsman.custom_router.breaker_facts import Fact
+from pointsman.custom_router.breaker_view import HELD, OPEN, PROBING, details, name_of
+from pointsman.custom_router.breaker_view import shut as why_shut
 from pointsman.custom_router.upstream import upstream_of
 from pointsman.resilience_settings import BreakerSettings
 
 __all__ = ["HELD", "OPEN", "PROBING", "Admission", "Breakers", "Transition"]
-
-OPEN, PROBING, HELD = "breaker_open", "breaker_probing", "breaker_held"
-"""Why a candidate is dropped: it rests, as many probes as may are under way, an administrator said so."""
 
 MAX_UPSTREAMS = 10_000
 
@@ -35,6 +34,8 @@ class Deployment(Protocol):
     def deployment_id(self) -> str: ...
     @property
     def upstream(self) -> str: ...
+    @property
+    def account(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,9 @@ class Breakers:
         self._breakers: dict[str, Breaker] = {}
         self._upstreams: dict[str, str] = {}
         self._configured: dict[str, str] = {}
+        self._accounts: dict[str, str] = {}
+        self._shared: dict[str, set[str]] = {}
+        """Upstream -> its accounts."""
         self._leases: dict[str, tuple[float, tuple[str, ...]]] = {}
         self._news: dict[str, None] = {}
 
@@ -102,36 +106,31 @@ class Breakers:
         those that an administrator holds last. With less than `panic_percent` left nobody is dropped, but those so held while
         others are left.
         """
-        for one in group:
-            self._upstreams[one.deployment_id] = one.upstream or one.deployment_id
-        if len(self._upstreams) > MAX_UPSTREAMS:
-            self._upstreams = {one.deployment_id: one.upstream or one.deployment_id for one in group}
+        self._meet(group)
         if not self._rules.enabled:
             return NOBODY
         now = self._clock()
         shut: dict[str, tuple[str, float]] = {}
-        probing: list[str] = []
+        probing: dict[str, list[str]] = {}
         for one in group:
-            breaker = self._breakers.get(self._upstreams[one.deployment_id])
-            if breaker is None or isinstance(breaker.state, Closed):
-                continue
-            state = self._keep(self._upstreams[one.deployment_id], breaker.at(now)).state
-            why = _shut(state, self._rules, now)
-            if why is not None:
-                shut[one.deployment_id] = why
-            elif isinstance(state, HalfOpen):
-                probing.append(one.deployment_id)
+            for name in self._names(one.deployment_id):
+                breaker = self._breakers.get(name)
+                if breaker is None or isinstance(breaker.state, Closed):
+                    continue
+                state = self._keep(name, breaker.at(now)).state
+                if (why := why_shut(state, self._rules, now)) is not None:
+                    before = shut.get(one.deployment_id, why)
+                    shut[one.deployment_id] = max(before, why, key=lambda item: (item[0] == HELD, item[1]))
+                elif isinstance(state, HalfOpen):
+                    probing.setdefault(one.deployment_id, []).append(name)
         self.panicked = False
         if not shut and not probing:
             return NOBODY
         out, panic = self._ejected(shut, len(group))
         self.panicked = panic
         remains = {one.deployment_id for one in remaining}
-        taken = [
-            upstream
-            for upstream in dict.fromkeys(self._upstreams[name] for name in probing if name in remains)
-            if self._lease(upstream, token, now)
-        ]
+        names = (name for who, found in probing.items() if who in remains and who not in shut for name in found)
+        taken = [name for name in dict.fromkeys(names) if self._lease(name, token, now)]
         if taken:
             self._leases[token] = (now + self._rules.probe_timeout, tuple(taken))
         return Admission({name: reason for name, reason in out.items() if name in remains}, panic)
@@ -139,22 +138,44 @@ class Breakers:
     def resting(self, remaining: Sequence[Deployment]) -> dict[str, str]:
         """Deployment id -> why it may not be tried, where none of them may, whatever the bounds say; else nothing."""
         found: dict[str, str] = {}
-        now = self._clock()
+        self._meet(remaining)
         for one in remaining if self._rules.enabled else ():
-            breaker = self._breakers.get(one.upstream or one.deployment_id)
-            why = _shut(breaker.at(now).state, self._rules, now) if breaker is not None else None
-            if why is None:
+            if (why := self._why(one.deployment_id)) is None:
                 return {}
             found[one.deployment_id] = why[0]
         return found
 
     def seconds_left(self, deployments: Sequence[Deployment]) -> float:
         """Until one of them may be tried; 0: now, or nobody knows."""
+        untils = [why[1] for one in deployments if (why := self._why(one.deployment_id)) is not None]
         now = self._clock()
-        breakers = (self._breakers.get(one.upstream or one.deployment_id) for one in deployments)
-        untils = [why[1] for one in breakers if one and (why := _shut(one.at(now).state, self._rules, now)) is not None]
         soonest = min(untils, default=now) - now
         return max(0.0, soonest) if soonest < math.inf else 0.0
+
+    def _why(self, deployment_id: str) -> tuple[str, float] | None:
+        """Why it may not be tried now and until when that is so; None: it may."""
+        now = self._clock()
+        breakers = (self._breakers.get(name) for name in self._names(deployment_id))
+        found = (why_shut(breaker.at(now).state, self._rules, now) for breaker in breakers if breaker is not None)
+        return max((why for why in found if why is not None), key=lambda why: why[1], default=None)
+
+    def _meet(self, group: Sequence[Deployment]) -> None:
+        """Which deployment is which upstream, and with which account."""
+        if len(self._upstreams) + len(group) > MAX_UPSTREAMS:
+            self._upstreams, self._accounts, self._shared = {}, {}, {}
+        for one in group:
+            upstream = self._upstreams[one.deployment_id] = one.upstream or one.deployment_id
+            if one.account:
+                self._accounts[one.deployment_id] = one.account
+                self._shared.setdefault(upstream, set()).add(one.account)
+
+    def _names(self, deployment_id: str) -> tuple[str, ...]:
+        """Whose breakers count for a deployment: its upstream's, and its account's where that has several."""
+        upstream = self._upstreams.get(deployment_id, deployment_id)
+        account = self._accounts.get(deployment_id)
+        if account is None or len(self._shared.get(upstream, ())) < 2:
+            return (upstream,)
+        return upstream, f"{upstream} ~{account}"
 
     def _ejected(self, shut: Mapping[str, tuple[str, float]], size: int) -> tuple[dict[str, str], bool]:
         """Who is dropped of those that rest (id -> reason, until), and whether too few are left."""
@@ -169,20 +190,23 @@ class Breakers:
 
     def closed(self, deployment_id: str) -> bool:
         """Whether it serves, as far as is known."""
-        breaker = self._breakers.get(self._upstreams.get(deployment_id, deployment_id))
-        return breaker is None or isinstance(breaker.at(self._clock()).state, Closed)
+        breakers = (self._breakers.get(name) for name in self._names(deployment_id))
+        return all(one is None or isinstance(one.at(self._clock()).state, Closed) for one in breakers)
 
     def settle(self, token: str, deployment_id: str) -> None:
         """This one was picked; the leases of the others are free again."""
         _, leased = self._leases.get(token, (0.0, ()))
-        self._release(token, (upstream for upstream in leased if upstream != self._upstreams.get(deployment_id)))
+        own = self._names(deployment_id)
+        self._release(token, (name for name in leased if name not in own))
 
     def release(self, token: str) -> None:
         """Nobody is tried after all."""
         _, leased = self._leases.pop(token, (0.0, ()))
         self._release(token, leased)
 
-    def record(self, deployment_id: str, verdict: Verdict, token: str = "", after: float | None = None) -> None:
+    def record(
+        self, deployment_id: str, verdict: Verdict, token: str = "", after: float | None = None, *, account: bool = False
+    ) -> None:
         """An attempt at a deployment ended.
 
         Args:
@@ -190,18 +214,22 @@ class Breakers:
             verdict: what it says.
             token: as given to `admit`.
             after: seconds of its Retry-After.
+            account: it says something of the account alone, where its upstream has several.
         """
-        upstream = self._upstreams.get(deployment_id)
-        if upstream is None or not self._rules.enabled:
+        if deployment_id not in self._upstreams or not self._rules.enabled:
             return
-        breaker = self._breakers.get(upstream)
-        if breaker is None:
-            if verdict == "none":
-                return
-            self._breakers[upstream] = breaker = self._new()
+        names = self._names(deployment_id)
+        if verdict in ("bad", "limited"):
+            names = names[-1:] if account else names[:1]
         now = self._clock()
-        self._keep(upstream, breaker.at(now))
-        self._keep(upstream, self._breakers[upstream].record(verdict, now, self._chance(), token, after))
+        for name in names:
+            breaker = self._breakers.get(name)
+            if breaker is None:
+                if verdict == "none":
+                    continue
+                self._breakers[name] = breaker = self._new()
+            self._keep(name, breaker.at(now))
+            self._keep(name, self._breakers[name].record(verdict, now, self._chance(), token, after))
         self.release(token)
 
     # For administrators, metrics and endpoints.
@@ -245,19 +273,21 @@ class Breakers:
         now = self._clock()
         found = dict.fromkeys((*self._configured.values(), *self._upstreams.values()), "closed")
         for upstream in list(self._breakers):
-            found[upstream] = _name(self._keep(upstream, self._breakers[upstream].at(now)).state)
+            found[upstream] = name_of(self._keep(upstream, self._breakers[upstream].at(now)).state)
         return found
 
     def describe(self) -> list[dict[str, Any]]:
         """One JSON object for each of `states`, by name."""
         states, now = self.states(), self._clock()
         deployments: dict[str, list[str]] = {}
-        for deployment_id, upstream in {**self._configured, **self._upstreams}.items():
+        known = {**self._configured, **self._upstreams}
+        pairs = ((one, name) for one, upstream in known.items() for name in (upstream, *self._names(one)[1:]))
+        for deployment_id, upstream in pairs:
             deployments.setdefault(upstream, []).append(deployment_id)
         never = Breaker(self._rules)
         return [
             {"upstream": upstream, "state": state, "deployments": sorted(deployments.get(upstream, []))}
-            | _details(self._breakers.get(upstream, never), now)
+            | details(self._breakers.get(upstream, never), now)
             for upstream, state in sorted(states.items())
         ]
 
@@ -323,48 +353,9 @@ class Breakers:
         known = (before.orders, before.generation) if before is not None else (0, 0)
         if news or (news is None and (breaker.orders, breaker.generation) != known):
             self._news[upstream] = None
-        was, is_ = _name(before.state) if before is not None else "closed", _name(breaker.state)
+        was, is_ = name_of(before.state) if before is not None else "closed", name_of(breaker.state)
         if was != is_:
             change = Transition(upstream, was, is_, breaker.fact(upstream).cause, heard)
             for told in self.listeners:
                 told(change)
         return breaker
-
-
-def _shut(state: State, rules: BreakerSettings, now: float) -> tuple[str, float] | None:
-    """Why it may not be tried now and until when that is so; None: it may."""
-    if isinstance(state, Held):
-        return (HELD, state.until) if state.open else None
-    if isinstance(state, Open):
-        return OPEN, state.until + state.lead
-    if isinstance(state, HalfOpen) and state.places(rules, now) <= 0:
-        return PROBING, now
-    return None
-
-
-def _name(state: State) -> str:
-    if isinstance(state, Held):
-        return "held_open" if state.open else "held_closed"
-    return {Closed: "closed", Open: "open", HalfOpen: "half_open"}[type(state)]
-
-
-def _details(breaker: Breaker, now: float) -> dict[str, Any]:
-    fact, state = breaker.fact(""), breaker.state
-    half = state if isinstance(state, HalfOpen) else None
-    closed = state if isinstance(state, Closed) else Closed()
-    probe = fact.until + (state.lead if isinstance(state, Open) else 0.0) - now
-    good, bad = closed.window.totals()
-    return {
-        "cause": fact.cause,
-        "reason": fact.reason or None,
-        "held_by": fact.actor or None,
-        "seconds_in_state": round(now - fact.since, 3) if fact.since > -math.inf and half is None else None,
-        "seconds_left": round(fact.until - now, 3) if now < fact.until < math.inf else None,
-        "seconds_to_probe": round(probe, 3) if isinstance(state, Open) and probe > 0 else None,
-        "failures_in_a_row": closed.failures,
-        "window": {"good": good, "bad": bad},
-        "probes": {"running": sum(until > now for _, until in half.leases), "good": half.good} if half is not None else None,
-        "rests": fact.rests,
-        "generation": fact.generation,
-        "orders": fact.orders,
-    }

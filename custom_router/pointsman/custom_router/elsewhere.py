@@ -40,12 +40,12 @@ class RestingError(Exception):
 
     def __init__(self, group: str, seconds: float, last: str | None) -> None:
         self.message = f"all deployments of {group!r} rest" + (f"; the last attempt ended with {last}" if last else "")
-        super().__init__(self.message)
+        super().__init__(self.message)  # LiteLLM adds advice of its own to `message`
         self.seconds = max(1, round(seconds))
 
     def answer(self) -> HTTPException:
         """What the client is told, where no fallback answered either."""
-        error = RoutingError(self.message, code="E4702", mend="come again after the seconds of Retry-After")
+        error = RoutingError(str(self), code="E4702", mend="come again after the seconds of Retry-After")
         return HTTPException(error.status, error.as_json()["error"], {"retry-after": str(self.seconds)})
 
 

@@ -100,6 +100,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self.outcomes = Outcomes()
         self._spans: RequestSpans | None = None
         self._forward_request_id = False
+        self._secret = b""
 
     def bind(self, runtime: Runtime, secret: bytes | None = None) -> None:
         """Give it the worker's strategies and store; once, before the worker serves.
@@ -109,7 +110,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             secret: key of the sessions' digests, the same in all workers; None: what the environment gives.
         """
         self.breakers = Breakers(runtime.settings.resilience.breaker, time.monotonic, random.random, tell)
-        self.affinity = Affinity(runtime.settings.resilience.sticky, secret or session_secret(environment()))
+        self._secret = secret or session_secret(environment())
+        self.affinity = Affinity(runtime.settings.resilience.sticky, self._secret)
         self._decider = Decider(
             runtime.settings.routing,
             runtime.strategies,
@@ -231,7 +233,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         picked = asked.deployment_id if asked is not None else ticket.picked
         if picked is not None and further:
             ticket.failed.add(picked)  # for the failures that LiteLLM reports to no hook
-        candidates = tuple(candidate_of(deployment, map_prices) for deployment in left)
+        candidates = tuple(candidate_of(deployment, map_prices, self._secret) for deployment in left)
         if self._scores is not None:
             self._scores.meet(candidates)
         ticket.models.update((candidate.deployment_id, candidate.model) for candidate in candidates)
@@ -289,7 +291,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             try:
                 await self._again.before(ticket, Choices(group, keep, request.elsewhere), further=further)
             except StopError:
-                self.breakers.release(decision.decision_id) if self.breakers is not None else None
+                if self.breakers is not None:
+                    self.breakers.release(decision.decision_id)
                 raise
         chosen = [item for item, candidate in zip(left, candidates, strict=True) if candidate.deployment_id in keep]
         return chosen or deployments

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pointsman.custom_router.override import Wish
 from pointsman.custom_router.text import text_of
-from pointsman.custom_router.upstream import upstream_of
+from pointsman.custom_router.upstream import account_of, upstream_of
 from pointsman.decisions import new_decision_id
 from pointsman.resilience_settings import SessionSource
 from pointsman.strategies.matching import names_of
@@ -46,6 +46,7 @@ class Candidate:
         cost: US dollars for a million input tokens, where they are known; ties go to the cheaper.
         prices: by the configuration, and by LiteLLM's model map where that is silent; None: not known.
         upstream: who answers behind it (`upstream.upstream_of`); breakers and scores are keyed on it.
+        account: whose it is there (`upstream.account_of`).
     """
 
     deployment_id: str
@@ -54,6 +55,7 @@ class Candidate:
     cost: float | None
     prices: Prices | None = None
     upstream: str = ""
+    account: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,10 @@ class RoutingRequest:
     decision_id: str = field(default_factory=new_decision_id)
 
 
-def candidate_of(deployment: Mapping[str, Any], map_prices: Callable[[str], Prices | None] = lambda _: None) -> Candidate:
-    """A candidate from LiteLLM's deployment dict; `map_prices` tells what the configuration does not."""
+def candidate_of(
+    deployment: Mapping[str, Any], map_prices: Callable[[str], Prices | None] = lambda _: None, secret: bytes = b""
+) -> Candidate:
+    """A candidate from LiteLLM's deployment dict; `map_prices` tells what it does not; `secret` is `account_of`'s."""
     info = deployment.get("model_info") or {}
     params = deployment.get("litellm_params") or {}
     model = str(params.get("model") or "")
@@ -126,7 +130,8 @@ def candidate_of(deployment: Mapping[str, Any], map_prices: Callable[[str], Pric
             cached if cached is not None else known.cached if known and given[0] is None else None,
         )
     cost = prices.input * 1e6 if prices is not None else None
-    return Candidate(deployment_id, model, names_of(deployment_id, model, base), cost, prices, upstream_of(params))
+    whose = account_of(params, secret)
+    return Candidate(deployment_id, model, names_of(deployment_id, model, base), cost, prices, upstream_of(params), whose)
 
 
 def _price(info: Mapping[str, Any], params: Mapping[str, Any], key: str) -> float | None:

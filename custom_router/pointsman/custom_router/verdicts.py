@@ -26,6 +26,8 @@ logger = logging.getLogger("pointsman.breakers")
 MAX_CHANGES = 16
 """Of one request that its spans tell."""
 USELESS = frozenset({401, 402, 408})
+ACCOUNTS = frozenset({401, 402})
+"""What says something of the key alone; so does 429."""
 NOT_ITS_FAULT = frozenset({501, 505})
 BAD_CLASSES = frozenset({
     *("Timeout", "APITimeoutError", "TimeoutError", "ReadTimeout", "ConnectTimeout", "WriteTimeout", "PoolTimeout"),
@@ -94,7 +96,9 @@ def sink(breakers: Breakers) -> Callable[[Decision | Attempt | Outcome], None]:
 
     def record(told: Decision | Attempt | Outcome) -> None:
         if isinstance(told, Attempt):
-            breakers.record(told.deployment_id, verdict_on(told), told.decision_id, told.retry_after)
+            verdict = verdict_on(told)
+            account = verdict == "limited" or told.status in ACCOUNTS
+            breakers.record(told.deployment_id, verdict, told.decision_id, told.retry_after, account=account)
 
     return record
 
