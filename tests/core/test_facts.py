@@ -187,6 +187,28 @@ async def test_a_worker_that_does_not_read_costs_no_memory_and_catches_up(
             exchange.catch_up()
 
 
+async def test_a_worker_that_joins_where_there_is_very_much_is_told_each_topic_once(tmp_path: Path) -> None:
+    """More sessions than may wait to be read: what comes after them waits, and they are not told again."""
+    async with lines(tmp_path, 1) as made:
+        ((worker, channel),), slots = made, list[Worker]()
+        exchange = Exchange(shelves(), lambda: slots)
+        pin = {"deployment": "d" * 100, "since": 1.0, "moves": 0, "left": None, "age": 1.0, "idle": 1.0}
+        exchange.deliver("affinity", [{"session": f"{number:048x}", **pin} for number in range(8_000)], 0.0)
+        exchange.deliver("breakers", [fact()], 0.0)
+        sums = {"sequence": 1, "age": 0.0, "idle": None, "traffic": {"tries": 1.0}, "feedback": {}, "half_lives": [60.0, 60.0]}
+        exchange.deliver("scores", [{"upstream": "u", "origin": "o", **sums}], 0.0)
+        slots.append(worker)
+        exchange.joined(worker)
+        told: dict[str, int] = {}
+        while "scores" not in told:
+            message = await next_facts(channel)
+            told[message["topic"]] = told.get(message["topic"], 0) + len(message["facts"])
+            await asyncio.sleep(0)
+            exchange.catch_up()
+        assert told["scores"] == told["breakers"] == 1
+        assert told["affinity"] == 8_000
+
+
 async def test_breakers_and_sessions_of_two_workers_agree_over_the_exchange(tmp_path: Path) -> None:
     async with lines(tmp_path, 2) as made:
         exchange = Exchange(shelves(), lambda: [worker for worker, _ in made])

@@ -143,7 +143,7 @@ class Exchange:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shelves, self._workers, self._clock = shelves, workers, clock
-        self._behind: set[int] = set()
+        self._behind: dict[int, dict[str, None]] = {}
         self.outside: Outside | None = None
         self.unknown = 0
         """Messages and entries of no known topic or shape."""
@@ -164,16 +164,16 @@ class Exchange:
 
     def joined(self, worker: Worker) -> None:
         """A worker has just been welcomed: it is told all that stands."""
-        self._behind.discard(worker.index)
-        now = self._clock()
-        for topic, shelf in self._shelves.items():
-            self._send(worker, topic, shelf.wire(now))
+        self._behind.pop(worker.index, None)
+        for topic in self._shelves:
+            self._all(worker, topic)
 
     def catch_up(self) -> None:
         """Send what stands to workers that did not read and do so again; every few seconds."""
         for worker in self._workers():
             if worker.index in self._behind and (worker.channel is None or worker.channel.unread < MAX_UNREAD // 2):
-                self.joined(worker)
+                for topic in self._behind.pop(worker.index):  # of them the first at least goes, however much it is
+                    self._all(worker, topic)
 
     def everything(self, topic: str) -> list[dict[str, Any]]:
         """All that stands of a topic, as JSON."""
@@ -218,11 +218,15 @@ class Exchange:
             self._send(teller, str(topic), shelf.wire(now, shelf.corrected))
         return news
 
+    def _all(self, worker: Worker, topic: str) -> None:
+        if facts := self._shelves[topic].wire(self._clock()):
+            self._send(worker, topic, facts)
+
     def _send(self, worker: Worker, topic: str, facts: Sequence[Fact]) -> None:
         if worker.channel is None:
             return
         if worker.channel.unread > MAX_UNREAD:
-            self._behind.add(worker.index)
+            self._behind.setdefault(worker.index, {})[topic] = None
             return
         for chunk in chunks(facts):
             worker.channel.send({"type": "facts", "topic": topic, "facts": chunk})

@@ -28,6 +28,8 @@ READ = 64
 """Entries read at a time."""
 ROUNDS = 64
 """Reads of one `collect`; what is left comes with the next."""
+SECONDS = 1.0
+"""After which a `collect` reads no further: one that was cut off for taking too long would begin anew for ever."""
 CLOCK_SECONDS = 30.0
 """How old a comparison of Redis' clock with ours may be."""
 START = b"0-0"
@@ -71,7 +73,7 @@ class RedisStore:
 
     async def collect(self) -> list[Told]:
         """What others have appended since the last call; at the first, what is kept."""
-        client, found = self._connected(), list[Told]()
+        client, found, began = self._connected(), list[Told](), self._clock()
         ahead = await self._compared(client)
         for _ in range(ROUNDS):
             answer = await client.xread(dict(self._read), count=READ)
@@ -84,7 +86,7 @@ class RedisStore:
                     self._read[name] = number
                     if (told := self._told(self._topics[name], number, fields, ahead)) is not None:
                         found.append(told)
-            if most < READ:
+            if most < READ or self._clock() - began > SECONDS:
                 break
         return found
 
