@@ -172,7 +172,7 @@ def test_an_attempt_is_open_while_the_provider_is_asked() -> None:
     def work() -> dict[str, str]:
         headers = traced.spans.begin(traced.ticket, "dec_1", "auto")
         assert traced.spans.begin(traced.ticket, "dec_1", "auto") == headers, "LiteLLM may come twice"
-        traced.spans.record(Attempt("dec_1", 1, "weak", "openai/weak", "error", "Timeout", 408))
+        traced.spans.record(Attempt("dec_1", 1, "weak", "openai/weak", "error", "Timeout", 408, flaw="malformed"))
         return headers
 
     headers = traced.run(work)
@@ -184,6 +184,7 @@ def test_an_attempt_is_open_while_the_provider_is_asked() -> None:
     assert span.status.status_code is StatusCode.ERROR
     assert wrong_with(span.name, "internal", span.attributes or {}) == []
     assert (span.attributes or {})["error.type"] == "Timeout"
+    assert (span.attributes or {})["pointsman.attempt.flaw"] == "malformed"
     assert traced.ticket.spans == {}
 
 

@@ -107,6 +107,7 @@ ATTRIBUTES: Mapping[str, Attribute] = _by_name(
     # Of an attempt.
     Attribute("pointsman.attempt.number", "int", "1 for the first try of the request."),
     Attribute("pointsman.attempt.outcome", "string", "`ok`, `error`, or `abandoned` where nobody told how it ended."),
+    Attribute("pointsman.attempt.flaw", "string", "`malformed`, `empty`, `not_json`, `no_tool_call`: no answer of the kind."),
     Attribute("pointsman.deployment.id", "string", "LiteLLM's `model_info.id` of the deployment that was tried."),
     Attribute("pointsman.deployment.model", "string", "Its `litellm_params.model`."),
     # Of the event `pointsman.breaker` on a decision's or an attempt's span: a breaker went to another state because of it.
@@ -177,6 +178,7 @@ SPANS: Mapping[str, Span] = _by_name(
             *_DECISION,
             "pointsman.attempt.number",
             "pointsman.attempt.outcome",
+            "pointsman.attempt.flaw",
             "pointsman.deployment.id",
             "pointsman.deployment.model",
             *_BREAKER,

@@ -194,6 +194,7 @@ class RequestSpans:
         values: dict[str, AttributeValue | None] = {
             "pointsman.attempt.number": attempt.number,
             "pointsman.attempt.outcome": attempt.outcome,
+            "pointsman.attempt.flaw": attempt.flaw,
             "pointsman.deployment.id": attempt.deployment_id,
             "pointsman.deployment.model": attempt.model,
             "error.type": attempt.error,

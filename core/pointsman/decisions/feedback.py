@@ -26,6 +26,8 @@ CONNECTIONS = 1
 CONNECT_SECONDS = 5
 SECONDS = 10.0
 """What one look into the database may take."""
+MAX_WAITING = 100
+"""Of the instance, so that ids that nobody ever had do not fill its memory."""
 PAUSE = 0.25
 PATIENCE = 1.0
 """Seconds beyond two flushes of the writer that a decision is looked for."""
@@ -69,6 +71,7 @@ class Feedback:
     def __init__(self, database_url: str | None, settings: DecisionSettings) -> None:
         self._url = database_url if settings.enabled else None
         self._patience = 2 * settings.flush_interval + PATIENCE
+        self._waiting = 0
         self._slots = asyncio.Semaphore(CONNECTIONS)
 
     async def give(self, decision_id: str, key_hash: str, score: float) -> Given:
@@ -89,9 +92,18 @@ class Feedback:
                 code="E4510",
                 mend="give it a database, and leave `pointsman.decisions.enabled` on",
             )
+        if self._waiting >= MAX_WAITING:
+            raise DatabaseError("too much feedback waits", code="E4510", mend="send it again a few seconds later")
+        self._waiting += 1
+        try:
+            return await self._find(self._url, decision_id, key_hash, score)
+        finally:
+            self._waiting -= 1
+
+    async def _find(self, url: str, decision_id: str, key_hash: str, score: float) -> Given:
         deadline = asyncio.get_running_loop().time() + self._patience
         while True:
-            found = await self._look(self._url, decision_id, key_hash, score)
+            found = await self._look(url, decision_id, key_hash, score)
             if found is not None:
                 return found
             if asyncio.get_running_loop().time() >= deadline:

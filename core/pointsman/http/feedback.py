@@ -22,7 +22,7 @@ MAX_BODY = 16 * 1024
 """Bytes."""
 MAX_COMMENT = 2_000
 STANDS_FOR = "/v1/models"
-"""What LiteLLM is told is asked for: what every key may that may ask a model, its budget spent or not."""
+"""What LiteLLM is told is asked for: what every key may that may ask a model."""
 HEADERS = {
     "api_key": "authorization",
     "azure_api_key_header": "api-key",

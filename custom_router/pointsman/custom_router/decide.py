@@ -299,14 +299,15 @@ class Decider:
         policy, session = self._policy(name), stay.session if stay is not None else None
         asked = request.wish.cost_weight
         weight = policy.cost_weight if asked is None else asked
-        scores, health = self._weighed(policy, remaining, opinion)
         if policy.target is not None and asked is None:
-            ranking = rank_by_target(remaining, scores, opinion.names, policy.target, opinion.table, opinion.text, session)
+            table, text = opinion.table, opinion.text
+            ranking = rank_by_target(remaining, opinion.scores, opinion.names, policy.target, table, text, session)
         else:
             costs = self._costs(request, policy, ticket) if weight > 0 and opinion.scale == "quality" else Costs({})
+            scores, health = self._weighed(policy, remaining, opinion)
             ranking = rank_by_cost(remaining, scores, opinion.scale, weight, costs, policy.reference_cost, session)
-        if health:
-            ranking = replace(ranking, detail={**ranking.detail, "health": health})
+            if health:
+                ranking = replace(ranking, detail={**ranking.detail, "health": health})
         return explore(ranking, opinion.scores, policy.explore, self._chance) if explores else ranking
 
     def _weighed(

@@ -24,7 +24,7 @@ from pointsman.custom_router.breakers import Breakers
 from pointsman.custom_router.local import is_local
 from pointsman.custom_router.request import candidate_of
 from pointsman.custom_router.scores import Scores
-from pointsman.custom_router.verdicts import retry_after_of, verdict_of
+from pointsman.custom_router.verdicts import retry_after_of, sink
 from pointsman.decisions import Attempt, new_decision_id
 from pointsman.resilience_settings import ProbeSettings, WarmUpSettings
 
@@ -105,6 +105,7 @@ class Prober:
     ) -> None:
         self._probes, self._warm_up, self._breakers, self._scores = probes, warm_up, breakers, scores
         self._deployments, self._told, self._clock, self._chance = deployments, told, clock, chance
+        self._record = sink(breakers)
         self._due: dict[str, float] = {}
         self._states: dict[str, str] = {}
         self._asking: dict[str, asyncio.Task[bool]] = {}
@@ -209,8 +210,7 @@ class Prober:
         except BaseException:
             self._breakers.release(token)
             raise
-        verdict = verdict_of(attempt.outcome, attempt.error, attempt.status)
-        self._breakers.record(target.deployment_id, verdict, token, attempt.retry_after)
+        self._record(attempt)
         self._scores.record(attempt)
         answered = attempt.outcome == "ok"
         self._told(kind, "answered" if answered else "failed")
