@@ -89,7 +89,7 @@ class Runtime:
         )
         """Where leaf records go; each call neither blocks nor raises."""
         self.logs = logs
-        self.on_drain: Callable[[], None] = lambda: None
+        self.on_drain: Callable[[bool], None] = lambda everybody: None
         self.in_flight: Callable[[], int] = lambda: 0
         self.on_warm: Callable[[], None] = lambda: None
         self.breakers: Breakers | None = None
@@ -157,7 +157,7 @@ class Runtime:
                     logger.exception("message %r of the supervisor failed", message.get("type"))
         except ChannelClosedError:
             logger.warning("the supervisor is gone; draining")
-            self.on_drain()
+            self.on_drain(False)  # or this line alone is broken, and the others go on
             for call in self._calls.values():
                 if not call.done():
                     call.set_exception(ProcessError("the supervisor is gone", code="E4605"))
@@ -186,7 +186,7 @@ class Runtime:
         elif kind == "logs":
             self.logs.set_levels(*message["levels"])
         elif kind == "drain":
-            self.on_drain()
+            self.on_drain(True)
 
     def _sample(self, message: Mapping[str, Any]) -> None:
         """Put the state of this worker, and what the supervisor tells of the instance's, into the metrics."""

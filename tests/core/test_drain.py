@@ -145,3 +145,12 @@ async def test_who_has_connected_is_served_and_who_comes_later_is_refused_at_onc
         assert not task.done()
         site.release.set()
         assert (await waiting).text == "done"
+
+
+async def test_a_worker_that_ends_alone_leaves_the_socket_to_the_others() -> None:
+    """Else one that is told to end by a signal would take the whole instance from its clients until another has come."""
+    async with served(not_ready=0.0, grace=5) as (_, server, url, task):
+        server.handle_exit(15, None)
+        await asyncio.wait_for(task, 20)
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5):
+            pass  # the kernel keeps it for who accepts next

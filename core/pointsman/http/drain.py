@@ -165,6 +165,7 @@ class DrainingServer(uvicorn.Server):
         self._on_started = on_started
         self._on_drain = on_drain
         self._drain: asyncio.Task[None] | None = None
+        self._everybody = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
@@ -175,14 +176,15 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept what has connected, refuse what comes later, and give requests on their way time to arrive."""
-        await self.stop_accepting()
+        await self.stop_accepting(everybody=self._everybody)
         await asyncio.sleep(LINGER)
         await super().shutdown(sockets)
 
-    async def stop_accepting(self) -> None:
-        """The first step of a shutdown."""
+    async def stop_accepting(self, *, everybody: bool = True) -> None:
+        """The first step of a shutdown. Of a worker that ends alone others serve the socket, and it is left to them."""
         accepted: list[socket.socket] = []
-        copies = [socket.socket(fileno=os.dup(sock.fileno())) for server in self.servers for sock in server.sockets]
+        shared = [sock for server in self.servers for sock in server.sockets] if everybody else []
+        copies = [socket.socket(fileno=os.dup(sock.fileno())) for sock in shared]
         for server in self.servers:
             server.close()
         for sock in copies:
@@ -206,14 +208,18 @@ class DrainingServer(uvicorn.Server):
         return protocol
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Start to drain. Not the base class's: that one raises the signal again at the end and exits with 128 + n."""
+        """Start to drain. Not the base class's: that one raises the signal again at the end and exits with 128 + n.
+
+        A signal may be meant for this worker alone; that all end is the supervisor's word.
+        """
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self.drain)
+            self._loop.call_soon_threadsafe(self.drain, False)
         else:
             self.should_exit = True
 
-    def drain(self) -> None:
-        """Begin the drain; a second call changes nothing."""
+    def drain(self, everybody: bool = True) -> None:
+        """Begin the drain; a second call changes nothing, but that it is `everybody` who ends."""
+        self._everybody = self._everybody or everybody
         if self._drain is None and self._loop is not None:
             self._drain = self._loop.create_task(self._run_drain())
             self._on_drain(self._not_ready + self._grace)
