@@ -61,11 +61,12 @@ def test_whatever_the_code_takes_from_litellm_is_in_the_table() -> None:
 
 
 def test_every_hook_that_is_overridden_is_in_the_table() -> None:
-    (hook,) = [path for path in sources() if path.name == "hook.py"]
-    (cls,) = [
-        node for node in ast.walk(ast.parse(hook.read_text())) if isinstance(node, ast.ClassDef) and node.name == "RouterHook"
-    ]
-    own = {node.name for node in cls.body if isinstance(node, ast.AsyncFunctionDef) and not node.name.startswith("_")}
+    trees = [ast.parse(path.read_text()) for path in sources() if path.name in ("hook.py", "streams.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    classes = [node for node in nodes if node.name in ("RouterHook", "StreamGuard")]
+    assert len(classes) == 2
+    functions = [node.name for cls in classes for node in cls.body if isinstance(node, ast.AsyncFunctionDef)]
+    own = {name for name in functions if name.startswith("async_")}
     listed = {name.rpartition(".")[2] for name in TOUCHED if ":CustomLogger." in name}
     assert own == listed
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import litellm
-
 from pointsman.custom_router.cascades.service import State
 from pointsman.custom_router.cost import always_strong
 from pointsman.custom_router.failover.stop import StopError
@@ -23,6 +21,9 @@ from pointsman.decisions import Attempt, Decision, Outcome
 from pointsman.decisions.ticket import Ticket, current_ticket
 
 __all__ = ["Outcomes"]
+
+SPENT = "BudgetExceededError"
+"""LiteLLM's error of a request whose budget is spent."""
 
 
 def _cascade_cost(ticket: Ticket | None) -> float:
@@ -141,8 +142,8 @@ class Outcomes:
         cause = exception.cause if isinstance(exception, StopError) else None
         ticket.error = type(cause or exception).__name__
         _explain(ticket, exception)
-        if isinstance(exception, litellm.BudgetExceededError):
-            ticket.budget = str(exception.entity_type or "other").lower()
+        if type(exception).__name__ == SPENT:
+            ticket.budget = str(getattr(exception, "entity_type", None) or "other").lower()
         if ticket.decision is None or ticket.closed:
             return
         ticket.closed = True

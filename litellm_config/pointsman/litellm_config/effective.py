@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from pointsman.errors import ProcessError
+from pointsman.litellm_config.failing import check_windows, leave_rests_to_breakers, set_allowed_fails
 from pointsman.litellm_config.tables import LITELLM_STRATEGIES
 
 __all__ = [
@@ -117,21 +118,6 @@ DEFAULTS: tuple[Default, ...] = (
 )
 """Every value that Pointsman adds, as data; `docs/configuration.md` lists it."""
 
-ALLOWED_FAILS = 1
-"""Failures within `cooldown_time` that a deployment may have before it rests, where its group has an alternative."""
-
-COOLDOWN_KEYS = ("cooldown_time", "allowed_fails", "allowed_fails_policy", "disable_cooldowns")
-"""Settings of LiteLLM's own cooldowns, of the router or of a deployment. With none of them given and breakers on (which is the
-default) it is told `disable_cooldowns: true`."""
-
-_COUNTED_FAILURES = (
-    "TimeoutErrorAllowedFails",
-    "RateLimitErrorAllowedFails",
-    "InternalServerErrorAllowedFails",
-    "ServiceUnavailableErrorAllowedFails",
-    "BadGatewayErrorAllowedFails",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Variable:
@@ -225,7 +211,7 @@ def make_effective(
     elif router.get("routing_strategy") not in LITELLM_STRATEGIES:
         router.pop("routing_strategy", None)
     if breakers:
-        _leave_rests_to_breakers(effective)
+        leave_rests_to_breakers(effective)
     _apply_defaults(effective)
     _section(effective, "litellm_settings").pop("json_logs", None)  # `telemetry.logs.format`: one writer of all lines
     _add_callback(_section(effective, "litellm_settings"))
@@ -234,8 +220,8 @@ def make_effective(
     if cascades:
         _add_provider(_section(effective, "litellm_settings"), REPLAY_PROVIDER, REPLAY_HANDLER)
     _set_ids(effective["model_list"])
-    _set_allowed_fails(effective)
-    _check_windows(effective)
+    set_allowed_fails(effective)
+    check_windows(effective)
     _move_prices(effective["model_list"], router)
     return effective
 
@@ -313,68 +299,6 @@ def _move_prices(model_list: list[Any], router: Mapping[str, Any]) -> None:
         params = entry["litellm_params"]
         for key in [key for key in params if "_cost_per_" in key]:
             entry["model_info"].setdefault(key, params.pop(key))
-
-
-def _leave_rests_to_breakers(effective: dict[str, Any]) -> None:
-    """Switch LiteLLM's own cooldowns off, unless the file says anything of them: then both are on.
-
-    They would take a deployment out before our hook sees the candidates: without its bounds for a whole group, without probes,
-    and in each worker by itself where there is no Redis.
-    """
-    router = _section(effective, "router_settings")
-    sections = [router, *(value for name in ("litellm_settings",) if isinstance(value := effective.get(name), dict))]
-    for entry in effective["model_list"]:
-        parts = (entry.get(part) for part in ("litellm_params", "model_info")) if isinstance(entry, dict) else ()
-        sections.extend(part for part in parts if isinstance(part, dict))
-    if not any(section.get(key) is not None for section in sections for key in COOLDOWN_KEYS):
-        router["disable_cooldowns"] = True
-
-
-def _set_allowed_fails(effective: dict[str, Any]) -> None:
-    """Let a dead deployment rest where another can serve.
-
-    Said for each deployment and not for the router: the router's `allowed_fails` would also put the only deployment of a group
-    without fallbacks to rest, which turns a hiccup into an outage. A policy by kind of error is what LiteLLM honours for the
-    only deployment of a group; it is given where the group has fallbacks.
-    """
-    router = effective["router_settings"]
-    litellm = effective["litellm_settings"]
-    told = ("allowed_fails", "allowed_fails_policy", "disable_cooldowns")
-    if any(router.get(key) is not None for key in told) or litellm.get("allowed_fails") is not None:
-        return
-    sizes: dict[Any, int] = {}
-    for entry in effective["model_list"]:
-        sizes[entry["model_name"]] = sizes.get(entry["model_name"], 0) + 1
-    backed = _groups_with_fallbacks(router) | _groups_with_fallbacks(litellm)
-    for entry in effective["model_list"]:
-        info, name = entry["model_info"], entry["model_name"]
-        if info.get("allowed_fails") is not None or info.get("allowed_fails_policy") is not None:
-            continue
-        if sizes[name] > 1:
-            info["allowed_fails"] = ALLOWED_FAILS
-        elif name in backed or "*" in backed:
-            info["allowed_fails_policy"] = dict.fromkeys(_COUNTED_FAILURES, ALLOWED_FAILS)
-
-
-def _check_windows(effective: dict[str, Any]) -> None:
-    """Ask before the call whether a prompt fits, where the file says which group takes those that do not.
-
-    LiteLLM asks a provider first and falls back by its error, and counts every prompt's tokens where it is told not to. Within
-    a group our hook looks at the windows in any case.
-    """
-    router, litellm = effective["router_settings"], effective["litellm_settings"]
-    fallbacks = router.get("context_window_fallbacks") or litellm.get("context_window_fallbacks")
-    if fallbacks and router.get("enable_pre_call_checks") is None:
-        router["enable_pre_call_checks"] = True
-
-
-def _groups_with_fallbacks(section: Mapping[str, Any]) -> set[str]:
-    groups = {"*"} if section.get("default_fallbacks") else set()
-    entries = section.get("fallbacks")
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict):
-            groups.update(name for name, targets in entry.items() if targets)
-    return groups
 
 
 class _Dumper(yaml.SafeDumper):

@@ -59,7 +59,7 @@ class FirstTokenTimeout(BrokenStreamError):
 class Record(Protocol):
     """Told of a stream's try that failed; `broken`: after its first content."""
 
-    def __call__(self, ticket: Ticket, error: Exception, *, broken: bool) -> None: ...
+    def __call__(self, ticket: Ticket, error: Exception, /, *, broken: bool) -> None: ...
 
 
 async def _begin(data: dict[str, Any], call: str, caller: Any) -> Any:
