@@ -109,6 +109,30 @@ async def test_who_fails_is_left_alone_and_comes_back_by_probes(monkeypatch: pyt
     assert stand.breakers.states()["openai/good"] == "closed"
 
 
+async def test_whom_litellm_did_not_choose_is_free_for_another_probe_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only when the answer of the other has ended, for answers of models take long."""
+    stand = Stand(monkeypatch, strategy=False)
+    stand.answers("litellm.InternalServerError")
+    for _ in range(30):
+        await stand.ask()
+    stand.answers("by good")
+    stand.now += 5
+    other = next(item for item in stand.router.model_list if item["model_info"]["id"] == "other")
+    other["litellm_params"]["mock_delay"] = 20
+    monkeypatch.setattr("random.choice", lambda items: next(one for one in items if one["model_info"]["id"] == "other"))
+    before, asking = stand.ticket, asyncio.create_task(stand.ask())
+
+    def probes() -> Any:
+        return next(row for row in stand.breakers.describe() if row["upstream"] == "openai/good")["probes"]
+
+    until = time.monotonic() + 3
+    while stand.ticket is before or stand.ticket.decision is None or probes()["running"]:
+        assert time.monotonic() < until, probes()
+        await asyncio.sleep(0.01)
+    assert not asking.done()
+    asking.cancel()
+
+
 async def test_a_429_rests_for_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     stand = Stand(monkeypatch)
     answer = httpx.Response(429, headers={"Retry-After": "30"}, request=httpx.Request("POST", "http://u/"))

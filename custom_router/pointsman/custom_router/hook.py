@@ -314,6 +314,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         if ticket is not None and asked and self._again is not None:
             changes |= self._again.bound(ticket, kwargs)
             trail_of(ticket).asking = Asking(str(metadata.get(DECISION_KEY)), asked, time.monotonic())
+        if asked and self.breakers is not None:  # where LiteLLM chose, nobody has said yet whom
+            self.breakers.settle(str(metadata.get(DECISION_KEY)), asked)
         messages = None
         if ticket is not None and isinstance(ticket.cascade, State):
             messages = ticket.cascade.messages(metadata.get(DECISION_KEY))
