@@ -29,7 +29,7 @@ from pathlib import Path
 
 import psycopg
 import uvloop
-from bench.faults_figures import Line, Run, line, settled, verdicts
+from bench.faults_figures import Line, Run, line, rival, settled, verdicts
 from bench.faults_load import Load, Upstreams, upstreams
 from bench.faults_scenarios import AFTER, FAULT, HEALTHY, RATE, SCENARIOS, WARM, Scenario
 from bench.faults_subjects import SUBJECTS, Clock, Subject, subject
@@ -247,7 +247,7 @@ def failed_goals(report: Report) -> list[str]:
     found = []
     for one in report.lines:
         if one.subject.startswith("pointsman"):
-            tuned = by.get((one.scenario, one.subject.replace("pointsman", "tuned")))
+            tuned = by.get((one.scenario, rival(one.subject)))
             goals = verdicts(one, SCENARIOS[one.scenario], tuned)
             found += [f"{one.subject}, {one.scenario}: {goal}" for goal, reached in goals.items() if not reached]
     return found + [

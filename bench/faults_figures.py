@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from bench.faults_load import Answer, Attempt
 from bench.faults_scenarios import Scenario
 
-__all__ = ["Line", "Run", "back", "ejected", "line", "quantile", "settled", "verdicts"]
+__all__ = ["Line", "Run", "back", "ejected", "line", "quantile", "rival", "settled", "verdicts"]
 
 PAUSE = 1.0
 """Seconds without an attempt that tell of a deployment that is left alone."""
@@ -212,6 +212,11 @@ def settled(found: Line, run: Run, ids: dict[str, int]) -> Line:
     lost = sum(1 for answer in good.values() if not ids.get(answer))
     twice = sum(max(0, rows[number] - 1) for number in good)
     return replace(found, lost=lost, twice=twice)
+
+
+def rival(subject: str) -> str:
+    """The tuned LiteLLM that a subject's dead attempts are held against."""
+    return "tuned-2" if subject.endswith("-2") else "tuned"
 
 
 def verdicts(found: Line, scenario: Scenario, tuned: Line | None) -> dict[str, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["AFTER", "DETECTION", "FAULT", "HEALTHY", "RATE", "SCENARIOS", "WARM", "Scenario", "Step"]
 
@@ -17,6 +18,7 @@ DETECTION = 3.0
 """Seconds from a fault's beginning in which requests may fail: the goal allows none outside of them."""
 
 ONE = ("pointsman", "stock", "tuned")
+TIMED = ("pointsman", "pointsman-timed", "stock", "tuned")
 TWO = ("pointsman-2", "tuned-2")
 
 
@@ -58,10 +60,8 @@ class Scenario:
     detection: float = DETECTION
 
 
-def _dead(
-    name: str, title: str, fault: str, doors: Sequence[str] = ("a",), remains: bool = True, longer: float = 1
-) -> Scenario:
-    return Scenario(name, title, doors, (Step(0, fault), Step(1)), remains=remains, longer=longer)
+def _dead(name: str, title: str, fault: str, doors: Sequence[str] = ("a",), **more: Any) -> Scenario:
+    return Scenario(name, title, doors, (Step(0, fault), Step(1)), **more)
 
 
 def _flap(times: int) -> tuple[Step, ...]:
@@ -74,13 +74,13 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         _dead("refuse", "one refuses connections", "refuse"),
-        _dead("hang", "one takes requests and never answers", "hang", longer=2.5),
+        _dead("hang", "one takes requests and never answers", "hang", subjects=TIMED, longer=2.5),
         _dead("error", "one answers 500", "error"),
         _dead("busy", "one answers 429, Retry-After 2", "busy"),
         _dead("garbage", "one answers 200 with garbage", "garbage"),
         _dead("cut-first", "one cuts answers off before the first token", "cut-first"),
         _dead("cut-middle", "one cuts answers off in the middle", "cut-middle"),
-        _dead("drip", "one sends a word every 1.5 s", "drip"),
+        _dead("drip", "one sends a word every 1.5 s", "drip", subjects=TIMED),
         Scenario("flapping", "one answers 500 every other 2 s", steps=_flap(3), longer=10 / 6),
         _dead("all", "all three answer 500; the fallback group is well", "error", ("a", "b", "c")),
         _dead("everything", "all three and the fallback group answer 500", "error", ("a", "b", "c", "spare"), remains=False),

@@ -1,6 +1,7 @@
 """Of `bench.faults`: who is measured. Pointsman and stock LiteLLM, booted with the same models on databases of their own.
 
 - `pointsman`: one instance, two workers. The configuration says nothing of resilience, so everything is as it comes.
+- `pointsman-timed`: the same with the time-outs of `tuned`: nothing else can tell that an upstream hangs from one that is slow.
 - `stock`: LiteLLM's own command line, two workers, with the very same file.
 - `tuned`: the same with `TUNED`, what an informed operator would set, and Redis, which tells workers of others' cool-downs.
 - `pointsman-2`, `tuned-2`: two instances with one worker each, Redis, and the general and LiteLLM settings of the profile `ha`.
@@ -36,7 +37,7 @@ from support.stock import StockLiteLLM
 
 __all__ = ["KEYS", "SUBJECTS", "TUNED", "TUNED_FILE", "Books", "Clock", "Subject", "subject"]
 
-SUBJECTS = ("pointsman", "stock", "tuned", "pointsman-2", "tuned-2")
+SUBJECTS = ("pointsman", "pointsman-timed", "stock", "tuned", "pointsman-2", "tuned-2")
 KEYS = 8
 """Virtual keys, dealt out among the clients."""
 
@@ -208,9 +209,11 @@ def configuration(name: str, groups: Sequence[str], ports: dict[str, int]) -> di
         for section, values in TUNED.items():
             config[section] = {**config.get(section, {}), **values}
     elif name.startswith("pointsman"):
-        config["pointsman"] = {
-            "shutdown": {"not_ready": 0.2, "grace": 5.0}
-        }  # the end of a subject is no part of what is measured
+        config["pointsman"] = {"shutdown": {"not_ready": 0.2, "grace": 5.0}}  # its end is no part of what is measured
+    if name == "pointsman-timed":
+        times = TUNED["router_settings"]
+        config["router_settings"] |= {key: times[key] for key in ("timeout", "stream_timeout")}
+        config["pointsman"]["resilience"] = {"failover": {"first_token": times["stream_timeout"]}}
     return config
 
 
@@ -241,7 +244,7 @@ async def subject(
     await asyncio.to_thread(migrate, url, lambda _: None)
     master = f"sk-{secrets.token_urlsafe(24)}"
     env = {"LITELLM_MASTER_KEY": master, "LITELLM_SALT_KEY": f"sk-salt-{secrets.token_urlsafe(24)}"}
-    if name not in ("pointsman", "stock"):
+    if name not in ("pointsman", "pointsman-timed", "stock"):
         with redis.client() as client:
             client.flushall()
         env |= redis.environment

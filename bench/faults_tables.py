@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.faults_figures import Line, verdicts
+from bench.faults_figures import Line, rival, verdicts
 from bench.faults_load import CLIENTS
 from bench.faults_scenarios import DETECTION, SCENARIOS
 
@@ -23,6 +23,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- Written by `make bench-faults`; do not edit. -->", "<!-- The end of what `make bench-faults` writes. -->"
 NAMES = {
     "pointsman": "**Pointsman**",
+    "pointsman-timed": "**Pointsman**, time-outs",
     "stock": "LiteLLM, default",
     "tuned": "LiteLLM, tuned",
     "pointsman-2": "**Pointsman**, two instances",
@@ -42,7 +43,7 @@ def _time(seconds: float | None, otherwise: str) -> str:
 def _row(one: Line, by: dict[tuple[str, str], Line]) -> str:
     scenario = SCENARIOS[one.scenario]
     ours = one.subject.startswith("pointsman")
-    tuned = by.get((one.scenario, one.subject.replace("pointsman", "tuned"))) if ours else None
+    tuned = by.get((one.scenario, rival(one.subject))) if ours else None
     goals = verdicts(one, scenario, tuned) if ours else {}
     faulty = bool(scenario.doors)
     cells = [

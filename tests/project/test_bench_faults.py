@@ -141,6 +141,9 @@ def test_the_table_marks_what_was_missed() -> None:
 def test_every_subject_has_the_same_models_and_only_tuned_ones_are_tuned() -> None:
     files = {name: configuration(name, ["error"], PORTS) for name in SUBJECTS}
     assert all(file["model_list"] == files["stock"]["model_list"] for file in files.values())
+    timed = files["pointsman-timed"]
+    assert timed["router_settings"]["stream_timeout"] == files["tuned"]["router_settings"]["stream_timeout"]
+    assert timed["pointsman"]["resilience"].keys() == {"failover"}
     assert {name for name, file in files.items() if "num_retries" in file["router_settings"]} == {"tuned", "tuned-2"}
     assert files["pointsman"].keys() - files["stock"].keys() == {"pointsman"}
     assert files["pointsman"]["pointsman"].keys() == {"shutdown"}, "resilience is as it comes"
