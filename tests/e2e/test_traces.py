@@ -20,6 +20,8 @@ from support.strategy import FILE_STRATEGY, HARD, FilePublisher
 from support.topology import pair, routed_config, single
 from support.upstreams import Upstreams
 
+pytestmark = pytest.mark.slow("observability")
+
 CLIENT = "c11e47c11e47c11e"
 SERVER = "POST /v1/chat/completions"
 

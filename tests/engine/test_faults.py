@@ -101,8 +101,8 @@ class Wire(Gate):
 
 
 @pytest.fixture
-async def wire(database: str) -> AsyncIterator[Wire]:
-    """Before the shared database."""
+async def wire(database: str, own_engine: Any) -> AsyncIterator[Wire]:
+    """Before the shared database. Shut before engines are stopped: that blocks this loop, so their goodbyes would not pass."""
     opened = Wire(_port(database))
     await opened.open()
     yield opened

@@ -411,7 +411,8 @@ def test_nothing_leaks_under_a_mixed_load_and_the_numbers_add_up(stand: Stand) -
         assert counts["joined"] == sum(counts[result] for result in RESULTS), counts
         spent.update(counts - before[worker])
     assert seen.total() == 24 * 8
-    assert set(seen) <= {"200", "429 E4720", "503 E4721", "error", "left"}, seen
+    # 504: it had its turn, and the rest of the deadline was too short for the answer.
+    assert set(seen) <= {"200", "429 E4720", "503 E4721", "504 E4730", "error", "left"}, seen
     assert spent["joined"] <= seen.total()
     assert spent["full"] >= seen["429 E4720"]  # whoever had left was not told
     assert spent["late"] >= seen["503 E4721"] > 0
