@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -272,6 +275,32 @@ def test_an_idle_upstream_is_asked_by_one_worker_and_its_breaker_opens_and_close
         return {row[0] for row in rows}
 
     assert wait_for(payers, 20, "what it cost is booked") == {"litellm-internal-health-check"}, "on no key's bill"
+
+
+@pytest.mark.requirement("F-6", "S-9")
+def test_a_worker_that_dies_takes_no_score_along_and_warms_up_nothing_again(stand: Stand) -> None:
+    gateway, near = stand.gateway, stand.upstreams.count("score-near")
+    before = stand.providers(0)["score-talk"]["success_rate"]["weight"]
+
+    def owner() -> int | None:
+        """The process of worker 0, by a connection that it accepted."""
+        with httpx.Client(trust_env=False, headers={"authorization": f"Bearer {gateway.master_key}"}) as client:
+            answer = client.get(f"{gateway.url}/pointsman/providers")
+            if answer.json()["worker"] != 0:
+                return None
+            port = answer.extensions["network_stream"].get_extra_info("client_addr")[1]
+            for child in psutil.Process(gateway.pid).children(recursive=True):
+                if any(one.raddr and one.raddr.port == port for one in child.net_connections("tcp")):
+                    return child.pid
+        return None
+
+    first = wait_for(owner, 20, "worker 0 is found", 0.01)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: owner() not in (None, first), 60, "another is worker 0")
+    row = stand.providers(0)["score-talk"]
+    assert row["success_rate"]["weight"] > before / 2, "what the supervisor keeps of the dead one"
+    assert stand.upstreams.count("score-near") == near
+    assert all(gateway.ready() for _ in range(10))
 
 
 @pytest.mark.requirement("F-6")
