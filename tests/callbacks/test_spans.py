@@ -32,9 +32,13 @@ from pointsman.callbacks.process_spans import ProcessSpans
 from pointsman.callbacks.span_export import Scrubber
 from pointsman.callbacks.span_sampling import failed
 from pointsman.callbacks.spans import MAX_ITEMS, RequestSpans
+from pointsman.custom_router.breakers import Breakers
+from pointsman.custom_router.request import Candidate
+from pointsman.custom_router.verdicts import sink, tell
 from pointsman.decisions.ticket import CURRENT, Ticket
 from pointsman.decisions.types import Attempt, Decision, Dropped, Encoded, Outcome
 from pointsman.http.tickets import Tickets
+from pointsman.resilience_settings import BreakerSettings
 from support.gateway import pointsman
 from support.otlp import attributes, receiver
 from support.semconv import attribute_names, metric_names, namespaces, wrong_with
@@ -186,6 +190,33 @@ def test_an_attempt_is_open_while_the_provider_is_asked() -> None:
     assert (span.attributes or {})["error.type"] == "Timeout"
     assert (span.attributes or {})["pointsman.attempt.flaw"] == "malformed"
     assert traced.ticket.spans == {}
+
+
+@pytest.mark.requirement("F-3")
+def test_a_breaker_that_an_attempt_opens_is_an_event_on_its_span() -> None:
+    traced, breakers = Traced(), Breakers(BreakerSettings(consecutive_failures=1, jitter=0.0), lambda: 5.0, lambda: 0.0, tell)
+    put = sink(breakers)
+    up = Candidate("weak", "openai/weak", ("weak",), None, None, "openai/weak")
+
+    def work() -> None:
+        traced.spans.begin(traced.ticket, "dec_1", "auto")
+        breakers.admit([up], [up], "dec_1")
+        attempt = Attempt("dec_1", 1, "weak", "openai/weak", "error", "InternalServerError", 500)
+        for take in (put, traced.spans.record):  # in this order, as the hook has them
+            take(attempt)
+        breakers.adopt([{"upstream": "another", "state": "open", "age": 0, "left": 5, "generation": 1}])
+
+    traced.run(work)
+    (span,) = traced.made("pointsman.attempt")
+    (event,) = span.events
+    assert event.name == "pointsman.breaker"
+    assert dict(event.attributes or {}) == {
+        "pointsman.upstream": "openai/weak",
+        "pointsman.breaker.before": "closed",
+        "pointsman.breaker.state": "open",
+        "pointsman.breaker.cause": "failures",
+    }
+    assert traced.ticket.breaker_changes == []
 
 
 def test_an_answer_from_the_cache_was_no_attempt_and_one_nobody_told_of_was_given_up() -> None:

@@ -125,6 +125,7 @@ def test_chance_takes_off_a_part_of_a_rest() -> None:
     assert rest(Breaker(rules).record("bad", 0.0, 0.9)) == pytest.approx(2.75)
 
 
+@pytest.mark.requirement("L-6", "F-3")
 def test_half_open_takes_so_many_probes_at_once_and_closes_after_so_many_good_ones() -> None:
     breaker = opened()
     assert breaker.lease("early", 4.9) is None
@@ -338,6 +339,7 @@ def test_a_time_out_that_the_caller_set_says_nothing() -> None:
     assert verdict_of("ok", None, None, callers_timeout=True) == "good"
 
 
+@pytest.mark.requirement("S-4")
 def test_settings_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(ValidationError, match="max_recovery"):
         BreakerSettings(recovery=60, max_recovery=30)
