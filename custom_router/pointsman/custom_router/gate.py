@@ -58,7 +58,8 @@ class Gate:
             return
         key, team = getattr(caller, "metadata", None), getattr(caller, "team_metadata", None)
         priority = read_priority(ticket.asked, key, team, admin=admin, default=self._default)
-        tenant = str(getattr(caller, "token", None) or "")  # a hash of the key
+        # A hash of the key; who comes with a JWT has none.
+        tenant = str(getattr(caller, "token", None) or getattr(caller, "user_id", None) or "")
         turn = self._turns.turn(str(group), priority, read_patience(ticket.asked), tenant)
         ticket.place = turn  # before the wait: a request that ends while it waits leaves the queue
         try:

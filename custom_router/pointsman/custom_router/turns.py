@@ -188,7 +188,7 @@ class _Queue:
                 told = effect
             if (turn := self.waiting.pop(effect.id, None)) is not None:
                 turn.tell(told)
-        if isinstance(event, Leave):
+        if isinstance(event, Leave) and event.id not in before.running:
             for of_class in before.waiting:
                 for one in of_class:
                     if one.id == event.id:
