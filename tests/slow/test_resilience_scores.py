@@ -20,6 +20,7 @@ from psycopg import sql
 from pointsman.database_url import own_schema
 from support.gateway import Gateway
 from support.processes import wait_for
+from support.redis import RedisServer, ha_config, start_instances
 from support.topology import deployment, routed_config
 from support.upstreams import Upstreams
 
@@ -320,3 +321,29 @@ def test_feedback_finds_its_decision_after_a_restart(stand: Stand) -> None:
         return found is not None and abs(found["value"] - 0.75) < 0.02
 
     wait_for(felt, STALENESS + 10, "it counts for who answered before the restart")
+
+
+@pytest.mark.requirement("F-6")
+def test_instances_know_of_each_others_upstreams_by_redis(
+    upstreams: Upstreams, redis_server: RedisServer, new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    models = [deployment("talk", "fleet-talk", "openai/talk-model", upstreams.url("fleet-talk"), FAR)]
+    fleet = start_instances(ha_config(models), tmp_path_factory.mktemp("score-fleet"), new_database(), redis_server.environment)
+    try:
+        asks, hears = (Stand(one, upstreams, httpx.Response(503), 0.0) for one in fleet)
+        key = asks.gateway.new_key()
+        decisions = [asks.ask(key) for _ in range(10)]
+        assert hears.feedback(key, decision_id=decisions[0], thumbs="down").status_code == 200, "given to the other one"
+
+        def known(stand: Stand) -> bool:
+            row = stand.providers(0)["fleet-talk"]
+            whole = row["success_rate"] is not None and row["success_rate"]["weight"] > 9.5
+            return whole and row["feedback"] is not None and row["feedback"]["value"] == 0.0
+
+        for stand in (asks, hears):
+            wait_for(lambda stand=stand: known(stand), STALENESS + 5, "both know what came to either")
+        for one in fleet:
+            one.stop()
+    finally:
+        for one in fleet:
+            one.kill()
