@@ -43,9 +43,9 @@ class RestingError(Exception):
         super().__init__(self.message)  # LiteLLM adds advice of its own to `message`
         self.seconds = max(1, round(seconds))
 
-    def answer(self) -> HTTPException:
-        """What the client is told, where no fallback answered either."""
-        error = RoutingError(str(self), code="E4702", mend="come again after the seconds of Retry-After")
+    def answer(self, tried: str = "") -> HTTPException:
+        """What the client is told, where no fallback answered either; `tried`: a sentence on what this request has tried."""
+        error = RoutingError(f"{self}. {tried}" if tried else str(self), code="E4702", mend="come again after the seconds of Retry-After")
         return HTTPException(error.status, error.as_json()["error"], {"retry-after": str(self.seconds)})
 
 

@@ -349,7 +349,10 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
     ) -> HTTPException | None:
         """The request ended badly, after all attempts; LiteLLM's log event would come for attempts that were retried, too."""
         self.outcomes.request_failed(original_exception)
-        return original_exception.answer() if isinstance(original_exception, RestingError) else None
+        if not isinstance(original_exception, RestingError):
+            return None
+        ticket = current_ticket()
+        return original_exception.answer(trail_of(ticket).told() if ticket is not None else "")
 
     async def async_log_success_event(
         self, kwargs: dict[str, Any], response_obj: Any, start_time: datetime, end_time: datetime
