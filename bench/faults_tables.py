@@ -52,6 +52,7 @@ def _row(one: Line, by: dict[tuple[str, str], Line]) -> str:
         _mark(f"{one.failed} ({one.share:.1%})", goals, "failed", "clear"),
         _mark(f"{one.outside}", goals, "outside"),
         _mark("not counted" if one.dead is None else f"{one.dead}", goals, "dead") if faulty else "",
+        "" if one.usual is None else f"{one.usual:.0f} ms",
         "none answered" if one.p50 is None else f"{one.p50:+.0f} ms",
         "" if one.p99 is None else f"{one.p99:+.0f} ms",
         _time(one.eject, "never") if faulty else "",
@@ -64,12 +65,12 @@ def _row(one: Line, by: dict[tuple[str, str], Line]) -> str:
 def _tables(report: Report) -> list[str]:
     by = {(one.scenario, one.subject): one for one in report.lines}
     lines: list[str] = []
-    head = "| | Requests | Failed | Outside | Dead attempts | p50 | p99 | Eject | Return | Lost / twice |"
+    head = "| | Requests | Failed | Outside | Dead attempts | Usual p50 | p50 | p99 | Eject | Return | Lost / twice |"
     for name, scenario in SCENARIOS.items():
         rows = [one for one in report.lines if one.scenario == name]
         if rows:
             title = scenario.title[0].upper() + scenario.title[1:]
-            lines += [f"**{title}** (`{name}`)", "", head, "|-|-|-|-|-|-|-|-|-|-|", *(_row(one, by) for one in rows), ""]
+            lines += [f"**{title}** (`{name}`)", "", head, "|-|-|-|-|-|-|-|-|-|-|-|", *(_row(one, by) for one in rows), ""]
             told = [(one, [*(f"{count} x {why}" for why, count in one.reasons.items()), *one.notes]) for one in rows]
             said = [f"{NAMES[one.subject].replace('*', '')}: {', '.join(words)}" for one, words in told if words]
             if said:
