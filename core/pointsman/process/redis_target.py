@@ -94,8 +94,9 @@ class RedisTarget:
             plain = {key: value for key, value in params.items() if key not in ("host", "port")}
             kept = {key: value for key, value in plain.items() if key.startswith("ssl")}
             own = {**kept, **bounds, **({"password": self.sentinel_password} if self.sentinel_password else {})}
-            found = Sentinel(list(self.sentinels), sentinel_kwargs=own, retry=once)
-            return found.master_for(self.service or "", retry=once, **plain)
+            found = Sentinel(list(self.sentinels), sentinel_kwargs=own, retry=once)  # type: ignore[no-untyped-call]
+            main: Redis = found.master_for(self.service or "", retry=once, **plain)
+            return main
         return aioredis.Redis(retry=once, **params)
 
 

@@ -269,8 +269,8 @@ class Breaker:
         known = (self.generation, self.orders)
         if isinstance(state, Held):
             held: FactState = "held_open" if state.open else "held_closed"
-            word = (state.reason, state.seconds, state.actor)
-            return Fact(upstream, held, state.since, state.until, *known, 0, "manual", *word)
+            since, until, reason, actor = state.since, state.until, state.reason, state.actor
+            return Fact(upstream, held, since, until, *known, 0, "manual", reason, state.seconds, actor)
         if isinstance(state, Open):
             return Fact(upstream, "open", state.since, state.until, *known, state.rests, state.cause)
         return Fact(upstream, "closed", state.since, state.since, *known, state.rests)
