@@ -16,7 +16,9 @@ from pointsman.process.mirror import Mirror
 from pointsman.process.redis_store import RedisStore
 from pointsman.process.redis_target import find
 from pointsman.process.sharing import shelves
+from support.processes import wait_for
 from support.redis import RedisServer
+from support.redis_versions import Sentinels
 
 pytestmark = pytest.mark.slow("resilience")
 KEY = "{pointsman}:facts:breakers"
@@ -119,3 +121,28 @@ async def test_a_server_that_stands_still_or_refuses_costs_a_second_and_nothing_
         await other.collect()
     await one.close()
     await other.close()
+
+
+async def test_by_sentinel_the_store_follows_the_master(tmp_path: Path) -> None:
+    group = Sentinels(tmp_path, None)
+    try:
+        target = find({}, group.environment)
+        assert target is not None
+        one, two = (RedisStore(target, dict.fromkeys(shelves(), 180.0)) for _ in range(2))
+        await one.publish("breakers", [FACT])
+        assert [told.facts for told in await two.collect()] == [[FACT]]
+        group.master.kill()
+        await asyncio.to_thread(wait_for, group.promoted, 30, "the replica is the master")
+        board = Exchange(shelves(), lambda: [])
+        board.deliver("breakers", [FACT], 0.0)
+        mirror = Mirror(one, board)
+        for _ in range(60):  # the Sentinels agree a little later; the mirror asks until they do
+            if await mirror.round() and await mirror.round():
+                break
+            await asyncio.sleep(0.5)
+        await two.reset()
+        assert [told.topic for told in await two.collect()][-1:] == ["breakers"]
+        await one.close()
+        await two.close()
+    finally:
+        group.kill()
