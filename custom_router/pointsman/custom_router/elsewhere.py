@@ -45,7 +45,9 @@ class RestingError(Exception):
 
     def answer(self, tried: str = "") -> HTTPException:
         """What the client is told, where no fallback answered either; `tried`: a sentence on what this request has tried."""
-        error = RoutingError(f"{self}. {tried}" if tried else str(self), code="E4702", mend="come again after the seconds of Retry-After")
+        error = RoutingError(
+            f"{self}. {tried}" if tried else str(self), code="E4702", mend="come again after the seconds of Retry-After"
+        )
         return HTTPException(error.status, error.as_json()["error"], {"retry-after": str(self.seconds)})
 
 
