@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,8 +18,8 @@ from pointsman.custom_router.breaker_facts import Fact
 from pointsman.custom_router.breakers import Breakers
 from pointsman.custom_router.request import Session
 from pointsman.process import facts
-from pointsman.process.channel import Channel
-from pointsman.process.facts import Exchange, Shelf
+from pointsman.process.channel import MAX_MESSAGE, Channel
+from pointsman.process.facts import CHUNK, Exchange, Shelf, chunks
 from pointsman.process.pool import Worker
 from pointsman.process.sharing import shelves
 from pointsman.process.sources import Sources
@@ -270,3 +271,12 @@ def test_very_many_facts_go_in_messages_that_the_channel_takes() -> None:
     sources.add("breakers", breakers)
     sources.tell()
     assert [len(message["facts"]) for message in sent] == [256, 256, 188]
+
+
+def test_large_facts_go_in_more_messages() -> None:
+    large, small = {"text": "x" * 400_000}, {"text": "x"}
+    cut = [[*chunk] for chunk in chunks([large, large, large, *[small] * 300])]
+    assert [len(chunk) for chunk in cut] == [2, CHUNK, 303 - 2 - CHUNK]
+    assert all(len(json.dumps(chunk)) < MAX_MESSAGE // 2 for chunk in cut)
+    assert [[*chunk] for chunk in chunks([{"text": "x" * MAX_MESSAGE}])] == [[{"text": "x" * MAX_MESSAGE}]]  # none is lost here
+    assert [*chunks([])] == []

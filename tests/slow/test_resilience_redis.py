@@ -98,6 +98,11 @@ async def test_a_stream_does_not_grow_for_ever(server: RedisServer, monkeypatch:
         await one.publish("breakers", [{**FACT, "generation": number}])
     with server.client() as client:
         assert client.xlen(KEY) <= 400
+    monkeypatch.setattr("pointsman.process.redis_store.MAX_STREAM", 1_000_000)
+    for number in range(300):
+        await one.publish("breakers", [{**FACT, "reason": "x" * 20_000, "generation": number}])
+    with server.client() as client:
+        assert client.memory_usage(KEY) < 4_000_000
     await one.trim()
     await one.close()
 

@@ -11,6 +11,7 @@ read by `MAX_UNREAD`.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ Fact: TypeAlias = Mapping[str, Any]
 
 CHUNK = 256
 """Facts in one message."""
+CHUNK_BYTES = 2**20
+"""Of their JSON; a quarter of what `channel.MAX_MESSAGE` takes."""
 MAX_UNREAD = 2**20
 """Bytes that may wait for a worker to read them; with more it gets all that stands, once it reads again."""
 
@@ -233,5 +236,13 @@ class Exchange:
 
 
 def chunks(facts: Sequence[Fact]) -> Iterable[Sequence[Fact]]:
-    """In messages of `CHUNK`."""
-    return (facts[start : start + CHUNK] for start in range(0, len(facts), CHUNK))
+    """In messages of at most `CHUNK` facts and about `CHUNK_BYTES`: those from outside may be large."""
+    start = size = 0
+    for end, fact in enumerate(facts):
+        length = len(json.dumps(fact))
+        if end > start and (end - start == CHUNK or size + length > CHUNK_BYTES):
+            yield facts[start:end]
+            start, size = end, 0
+        size += length
+    if start < len(facts):
+        yield facts[start:]

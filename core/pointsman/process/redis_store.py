@@ -21,7 +21,9 @@ from pointsman.process.redis_target import RedisTarget
 __all__ = ["RedisStore"]
 
 MAX_ENTRIES = 10_000
-"""Of a stream, about; an entry has at most `facts.CHUNK` facts."""
+"""Of a stream, about; fewer where they are large."""
+MAX_STREAM = 16 * 2**20
+"""Bytes of a stream, about: were all its entries as large as the last."""
 MAX_BYTES = 1_000_000
 """Of one entry that is read."""
 READ = 64
@@ -68,7 +70,8 @@ class RedisStore:
         """Append them."""
         key = self._keys[topic]
         entry = {"by": self._me, "facts": json.dumps(list(facts), separators=(",", ":"))}
-        await self._connected().xadd(key, entry, maxlen=MAX_ENTRIES, approximate=True)
+        most = min(MAX_ENTRIES, max(1, MAX_STREAM // len(entry["facts"])))
+        await self._connected().xadd(key, entry, maxlen=most, approximate=True)
         await self._connected().expire(key, int(self._retention[topic]))
 
     async def collect(self) -> list[Told]:
