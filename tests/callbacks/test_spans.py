@@ -33,12 +33,15 @@ from pointsman.callbacks.span_export import Scrubber
 from pointsman.callbacks.span_sampling import failed
 from pointsman.callbacks.spans import MAX_ITEMS, RequestSpans
 from pointsman.custom_router.breakers import Breakers
+from pointsman.custom_router.gate import Gate
 from pointsman.custom_router.request import Candidate
+from pointsman.custom_router.turns import Turns
 from pointsman.custom_router.verdicts import sink, tell
 from pointsman.decisions.ticket import CURRENT, Ticket
 from pointsman.decisions.types import Attempt, Decision, Dropped, Encoded, Outcome
+from pointsman.errors import PointsmanError
 from pointsman.http.tickets import Tickets
-from pointsman.resilience_settings import BreakerSettings
+from pointsman.resilience_settings import BreakerSettings, LimitSettings, QueueSettings
 from support.gateway import pointsman
 from support.otlp import attributes, receiver
 from support.semconv import attribute_names, metric_names, namespaces, wrong_with
@@ -217,6 +220,36 @@ def test_a_breaker_that_an_attempt_opens_is_an_event_on_its_span() -> None:
         "pointsman.breaker.cause": "failures",
     }
     assert traced.ticket.breaker_changes == []
+
+
+def test_a_wait_for_a_turn_is_a_span_and_none_where_nobody_waited() -> None:
+    traced, turns = Traced(), Turns(QueueSettings(limit=LimitSettings(limit=1), size=1, max_wait=5.0))
+    gate = Gate(turns, QueueSettings(), traced.spans)
+
+    async def one(ticket: Ticket) -> None:
+        ticket.gone = asyncio.Event().wait
+        await gate.wait(ticket, "acompletion", "auto", None, admin=False)
+
+    async def work() -> None:
+        first, second, third = Ticket(), Ticket(request_id="req_2"), Ticket(request_id="req_3")
+        await one(first)
+        waiting = asyncio.create_task(one(second))
+        await asyncio.sleep(0)  # it joins in its first step
+        with pytest.raises(PointsmanError):
+            await one(third)
+        first.place.free()
+        await waiting
+
+    traced.run(lambda: asyncio.run(work()))
+    refused, served = traced.made("pointsman.queue")
+    assert dict(refused.attributes or {}) == {
+        "pointsman.request.id": "req_3",
+        "gen_ai.request.model": "auto",
+        "pointsman.queue.priority": "normal",
+        "error.type": "E4720",
+    }
+    assert set(served.attributes or {}) | {"error.type"} == set(SPANS["pointsman.queue"].attributes)
+    assert (refused.status.status_code, served.status.status_code) == (StatusCode.ERROR, StatusCode.UNSET)
 
 
 def test_an_answer_from_the_cache_was_no_attempt_and_one_nobody_told_of_was_given_up() -> None:

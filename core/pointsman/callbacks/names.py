@@ -117,6 +117,8 @@ ATTRIBUTES: Mapping[str, Attribute] = _by_name(
     Attribute(
         "pointsman.breaker.cause", "string", "Of the event: `failures`, `failure_rate`, `rate_limit`, `probe`, `manual`."
     ),
+    # Of a wait for a turn.
+    Attribute("pointsman.queue.priority", "string", "Class of the request: `high`, `normal`, `low`."),
     # Of a reload.
     Attribute("pointsman.reload.generation", "int", "Generation that the workers were given; absent where nothing changed."),
     Attribute("pointsman.reload.previous_version", "string", "Version in service before."),
@@ -167,6 +169,13 @@ SPANS: Mapping[str, Span] = _by_name(
         "`pointsman.route`",
         "Text to vector, inside of a decision.",
         (*_DECISION, "pointsman.encoder.kind", "pointsman.encoder.dimensions"),
+    ),
+    Span(
+        "pointsman.queue",
+        "internal",
+        "the request's server span",
+        "A request's wait for its turn in the priority queue; none where it did not have to wait and was not refused.",
+        ("pointsman.request.id", "gen_ai.request.model", "pointsman.queue.priority", "error.type"),
     ),
     Span(
         "pointsman.attempt",

@@ -130,6 +130,29 @@ class RequestSpans:
         _PROPAGATOR.inject(headers, context=trace.set_span_in_context(NonRecordingSpan(context)))
         return headers
 
+    def queued(self, ticket: Ticket, group: str, priority: str, start: int, error: str | None = None) -> None:
+        """A request has waited for its turn.
+
+        Args:
+            ticket: the request's.
+            group: model group that is asked for.
+            priority: its class, e.g. `high`.
+            start: when the wait began, in nanoseconds since the epoch.
+            error: code of the refusal, if it is one.
+        """
+        current = trace.get_current_span()
+        if (recorder := self._recorder(current)) is None:
+            return
+        parent = current.get_span_context()
+        values: dict[str, AttributeValue | None] = {
+            "pointsman.request.id": ticket.request_id,
+            "gen_ai.request.model": group[:MAX_NAME],
+            "pointsman.queue.priority": priority,
+            "error.type": error,
+        }
+        times = (start, max(start, time.time_ns()))
+        recorder.record("pointsman.queue", recorder.below(parent), parent, given(values), times, failed=error is not None)
+
     def _recorder(self, current: Span) -> Recorder | None:
         """What makes spans under this one, if it is recorded; the SDK is imported when the first is."""
         if not current.is_recording():
@@ -200,7 +223,7 @@ class RequestSpans:
             "error.type": attempt.error,
             "http.response.status_code": attempt.status,
         }
-        failed, events = attempt.outcome != "ok", _breaker_events(current_ticket())
+        failed, events = attempt.outcome == "error", _breaker_events(current_ticket())
         span.end(values, int(attempt.created_at * 1e9), failed=failed, events=events)
 
     def _close(self, ticket: Ticket, outcome: Outcome) -> None:

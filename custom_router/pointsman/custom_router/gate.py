@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+from pointsman.callbacks.spans import RequestSpans
 from pointsman.custom_router.kwargs import EMBEDDING_CALLS, TEXT_CALLS
 from pointsman.custom_router.priority import read_patience, read_priority
 from pointsman.custom_router.queue import Priority
@@ -33,10 +35,11 @@ class Gate:
     Args:
         turns: the queues.
         settings: `pointsman.resilience.queue`.
+        spans: where waits are told; None: nowhere.
     """
 
-    def __init__(self, turns: Turns, settings: QueueSettings) -> None:
-        self._turns = turns
+    def __init__(self, turns: Turns, settings: QueueSettings, spans: RequestSpans | None = None) -> None:
+        self._turns, self._spans = turns, spans
         self._default = Priority[settings.default.upper()]
 
     async def wait(self, ticket: Ticket, call: str, group: object, caller: Any, *, admin: bool) -> None:
@@ -62,9 +65,16 @@ class Gate:
         tenant = str(getattr(caller, "token", None) or getattr(caller, "user_id", None) or "")
         turn = self._turns.turn(str(group), priority, read_patience(ticket.asked), tenant)
         ticket.place = turn  # before the wait: a request that ends while it waits leaves the queue
+        start = time.time_ns()
+        error: str | None = "cancelled"
         try:
             await turn.take(ticket.gone)
+            error = None
         except QueueRefusedError as refused:
             ticket.place = None
             ticket.retry_after = refused.retry_after
+            error = refused.error.code
             raise refused.error from None
+        finally:
+            if self._spans is not None and (turn.waited or error is not None):
+                self._spans.queued(ticket, str(group), priority.name.lower(), start, error)

@@ -77,7 +77,7 @@ class Line:
         return Line(tenants, self.count)
 
     def to_make_room(self, tenant: str) -> Waiting | None:
-        """Where there is no room: who gives way to one more of `tenant`. The newest of who has most, if that has no fewer then."""
+        """Where there is no room: who gives way to one more of `tenant`. The newest of who has most, if still no fewer."""
         most = max(self.tenants.values(), key=len, default=())
         return most[-1] if len(most) >= len(self.tenants.get(tenant, ())) + 2 else None
 

@@ -79,6 +79,8 @@ class Turn:
         self._told: asyncio.Future[Refuse | None] | None = None
         self._freed = False
         self._began: float | None = None
+        self.waited = False
+        """It did not run, and was not refused, at once."""
 
     async def take(self, gone: Callable[[], Awaitable[None]] | None = None) -> None:
         """Wait until it may run; call it once. However it ends but by returning, the place is given back.
@@ -95,9 +97,10 @@ class Turn:
         self._queue.waiting[self._number] = self
         try:
             self._queue.apply(Join(self._number, self._priority, self._deadline, self._tenant))
-            if gone is not None and not self._told.done():
+            self.waited = not self._told.done()
+            if gone is not None and self.waited:
                 await _either(self._told, gone)
-            elif not self._told.done():
+            elif self.waited:
                 await self._told
             if self._freed or not self._told.done():
                 raise self._gone()
