@@ -125,7 +125,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self._scores = runtime.scores
         self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
         queue = runtime.settings.resilience.queue
-        self._gate = Gate(runtime.turns, queue) if queue.enabled else None
+        self._gate = Gate(runtime.turns, queue, runtime.spans) if queue.enabled else None
         metrics, failover = getattr(runtime, "metrics", None), runtime.settings.resilience.failover
         self.outcomes = Outcomes(
             (sink(self.breakers), *runtime.sinks), self._decider.answered, metrics.stream_broke if metrics is not None else None
