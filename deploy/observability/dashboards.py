@@ -274,7 +274,66 @@ COST = Dashboard(
     ),
 )
 
-DASHBOARDS = {"requests": REQUESTS, "routing": ROUTING, "cost": COST}
+RESILIENCE = Dashboard(
+    "pointsman-resilience",
+    "Pointsman: resilience",
+    (
+        Panel(
+            "Breakers",
+            "none",
+            (Query("max by (upstream) (pointsman_breaker_state)", "{{upstream}}"),),
+            note="0 closed, 1 half open, 2 open, 3 held open.",
+        ),
+        Panel(
+            "Breakers that changed, and why",
+            "none",
+            (
+                Query(
+                    "sum by (upstream, state, cause) (increase(pointsman_breaker_transitions_total[$__rate_interval]))",
+                    "{{upstream}} {{state}} {{cause}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Attempts that went well",
+            "percentunit",
+            (Query("min by (upstream) (pointsman_upstream_success_ratio)", "{{upstream}}"),),
+            note="An estimate that fades, as the instance with the worst sees it.",
+        ),
+        Panel(
+            "Time of an answer by upstream",
+            "s",
+            (Query("max by (upstream, quantile) (pointsman_upstream_latency_seconds)", "{{upstream}} {{quantile}}"),),
+        ),
+        Panel(
+            "Answers that were none of the kind asked for",
+            "percentunit",
+            (Query("max by (upstream) (pointsman_upstream_parity_violation_ratio)", "{{upstream}}"),),
+        ),
+        Panel("Requests in flight", "none", (Query("sum(pointsman_requests_in_flight)", "in flight"),)),
+        Panel(
+            "Queue: waiting and running",
+            "none",
+            (
+                Query("sum by (group, priority) (pointsman_queue_waiting_requests)", "{{group}} {{priority}} waiting"),
+                Query("sum by (group) (pointsman_queue_running_requests)", "{{group}} running"),
+                Query("sum by (group) (pointsman_queue_limit_requests)", "{{group}} limit"),
+            ),
+        ),
+        Panel(
+            "Queue: time until a turn, p95",
+            "s",
+            (Query(_quantile(0.95, "pointsman_queue_wait_seconds", "", "priority"), "{{priority}}"),),
+        ),
+        Panel(
+            "Queue: what became of requests",
+            "reqps",
+            (Query(f"sum by (priority, result) (rate(pointsman_queue_requests_total{W}))", "{{priority}} {{result}}"),),
+        ),
+    ),
+)
+
+DASHBOARDS = {"requests": REQUESTS, "routing": ROUTING, "resilience": RESILIENCE, "cost": COST}
 """File name -> dashboard."""
 
 

@@ -36,7 +36,7 @@ LITELLM_SERIES = 100
 # Rules whose vector is empty as long as all is well, or that want a longer history than a test has.
 QUIET = {"PointsmanDown", "PointsmanStrategyDegraded", "PointsmanWorkerBehind", "PointsmanConfigRejected"}
 QUIET |= {"PointsmanStrategyUndecided", "PointsmanSavedCostFalling", "PointsmanDecisionsDropped"}
-QUIET |= {"PointsmanSpendLagging"}
+QUIET |= {"PointsmanSpendLagging", "PointsmanGroupInPanic", "PointsmanRetryBudgetSpent", "PointsmanQueueRefusing"}
 
 
 @dataclass
@@ -79,6 +79,7 @@ def stand(upstreams: Upstreams, new_database: Callable[[], str], tmp_path_factor
     config = routed_config(models, {FILE_STRATEGY: publisher.settings()}, {"auto": FILE_STRATEGY})
     config["litellm_settings"] |= {"callbacks": ["prometheus"], "prometheus_metrics_max_series_per_metric": LITELLM_SERIES}
     config["router_settings"] |= {"fallbacks": [{"shaky": ["backup"]}], "allowed_fails": 1000}
+    config["pointsman"]["resilience"] = {"queue": {"enabled": True}}
     with ExitStack() as stack:
         collector = stack.enter_context(receiver())
         config["pointsman"]["telemetry"] = {"metrics": {"otlp": {"endpoint": collector.endpoint, "interval": 2}}}
