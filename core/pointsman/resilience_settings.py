@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "BreakerSettings",
+    "HedgingSettings",
     "LimitSettings",
     "ProbeSettings",
     "QueueSettings",
@@ -71,6 +72,19 @@ class BreakerSettings(_Part):
     )
     probes_to_close: int = Field(2, ge=1, le=1_000, description="How many of them must have succeeded.")
     probe_timeout: Seconds = Field(30.0, description="Seconds after which one that has not ended makes room for another.")
+    stall_after: Seconds = Field(
+        5.0,
+        description="Seconds, at least, that `consecutive_failures` attempts must have waited at once without an answer (streams: "
+        "without content), and nothing have come from the upstream, before it counts as stalled.",
+    )
+    stall_factor: float = Field(
+        5.0,
+        ge=1,
+        le=1_000,
+        allow_inf_nan=False,
+        description="They must have waited as many times longer than what is usual with that upstream (p95, the upper bound of "
+        "its interval); plain answers, of which nothing is known yet, as many times `stall_after`.",
+    )
     max_ejection_percent: Percent = Field(
         75.0, description="Most of a model group's deployments that may rest at a time, rounded down; the others are tried."
     )
@@ -258,6 +272,30 @@ class FailoverSettings(_Part):
     )
 
 
+class HedgingSettings(_Part):
+    """A second deployment is asked as well where the first takes long; the first answer that comes is given.
+
+    Chats that are not streamed, in groups with two deployments whose breakers are closed. `share` of them may cost twice.
+    """
+
+    enabled: bool = Field(False, description="Ask a second deployment where the first takes longer than `delay`.")
+    classes: tuple[Literal["high", "normal", "low"], ...] = Field(
+        ("high",),
+        description="Of which requests: `pointsman_priority` of the key or its team or `x-pointsman-priority`, as the queue "
+        "reads them, also where that is off; `queue.default` where they say nothing.",
+    )
+    groups: tuple[str, ...] | None = Field(None, description="Model groups whose requests are hedged; none: all.")
+    delay: Literal["p95"] | Seconds = Field(
+        "p95",
+        description="Seconds after which the second is asked; `p95`: the time in which the first one's upstream gave 95% of "
+        "its answers; nobody is hedged before 20 answers are known.",
+    )
+    least_delay: Seconds = Field(0.2, description="Seconds that `p95` is taken to be at least.")
+    share: Share = Field(0.1, description="Second calls for each first try of a group that a worker makes in `window`.")
+    floor: int = Field(1, ge=0, le=100_000, description="Second calls in `window` that it makes besides.")
+    window: Seconds = Field(60.0, description="Seconds that `share` looks back.")
+
+
 class SharingSettings(_Part):
     """What instances tell each other over the Redis that LiteLLM uses: breakers, sessions, scores."""
 
@@ -284,3 +322,4 @@ class ResilienceSettings(_Part):
     probes: ProbeSettings = Field(default_factory=ProbeSettings, description="Questions to idle deployments.")
     warm_up: WarmUpSettings = Field(default_factory=WarmUpSettings, description="Questions to local backends before traffic.")
     failover: FailoverSettings = Field(default_factory=FailoverSettings, description="Further tries.")
+    hedging: HedgingSettings = Field(default_factory=HedgingSettings, description="Second calls where the first takes long.")

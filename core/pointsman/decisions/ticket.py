@@ -77,10 +77,13 @@ class Ticket:
         session: the session of a request whose deployment LiteLLM chooses (`custom_router.affinity.Waiting`), or None.
         caller: who asks, as LiteLLM's hooks before a call are given it (`UserAPIKeyAuth`), or None.
         trail: what it has tried (`custom_router.failover.trail.Trail`), or None.
+        under_way: decision's and deployment's id of attempts that nothing was heard of yet (`custom_router.stalls`).
+        settled: told when the answer begins, with its status; where there is none, with 500 at the end.
         callers_connection: the caller has brought a key or headers for the provider; that they fail says nothing of it.
         callers_timeout: the caller has set a time-out; that it was too short says nothing of an upstream.
         fallbacks: the request's own list of fallbacks, False where it wants none, None where it says nothing.
         groups: model groups that were asked so far.
+        hedge: of a request that may be hedged, its class and what came of it (`custom_router.hedging.service.Hedge`), or None.
         breaker_changes: of breakers in this request, for its next span: nanoseconds since the epoch, upstream, state before,
             state after, cause.
     """
@@ -125,9 +128,14 @@ class Ticket:
     place: Place | None = None
     retry_after: int | None = None
     trail: object | None = None
+    hedge: object | None = None
+    under_way: set[tuple[str, str]] = field(default_factory=set)
+    settled: Callable[[Ticket, int], None] | None = None
 
     def settle(self, status: int) -> None:
         """Tell what waits for the answer's status."""
+        if self.settled is not None:
+            self.settled(self, status)
         held, self.held = self.held, []
         for told in held:
             told(status)

@@ -46,6 +46,8 @@ class Sources:
         self._failed: set[str] = set()
         self.refused: dict[str, int] = {}
         """Topic -> what came and was no fact."""
+        self.before: list[Callable[[], None]] = []
+        """Called before each look for news; must neither block nor raise."""
 
     def add(self, topic: str, source: Source) -> None:
         """Tell and take facts of a topic; once each, before the worker serves."""
@@ -79,5 +81,7 @@ class Sources:
     async def run(self) -> None:
         """Tell until cancelled."""
         while True:
+            for look in self.before:
+                look()
             self.tell()
             await asyncio.sleep(INTERVAL)

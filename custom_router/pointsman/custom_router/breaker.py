@@ -12,6 +12,7 @@ jitter takes off a part; this is exponential back-off, with Envoy's way of forge
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -93,10 +94,19 @@ class Closed:
             return _rest(rules, now, luck, rests + 1, "failure_rate")
         return replace(self, failures=self.failures + 1, window=window)
 
+    def stalled(self, rules: BreakerSettings, tokens: Collection[str], now: float, luck: float) -> State:
+        """Attempts wait for too long."""
+        if len(tokens) < rules.consecutive_failures:
+            return self
+        rests = 0 if now - self.since >= rules.forget_after else self.rests
+        return _rest(rules, now, luck, rests + 1, "stalled")
+
 
 @dataclass(frozen=True, slots=True)
 class Open:
     """It rests. What ends meanwhile began before, or was tried because too few others are left: it counts for nothing.
+
+    But where it rests because attempts waited, one that is answered shows that it was slow and does not hang.
 
     Attributes:
         since, until: monotonic seconds.
@@ -116,7 +126,11 @@ class Open:
         return self if now < self.until + self.lead else HalfOpen(self)
 
     def record(self, rules: BreakerSettings, verdict: Verdict, now: float, luck: float, after: float | None) -> State:
-        """Nothing."""
+        """Nothing, or that it only was slow."""
+        return Closed(now, self.rests) if verdict == "good" and self.cause == "stalled" else self
+
+    def stalled(self, rules: BreakerSettings, tokens: Collection[str], now: float, luck: float) -> State:
+        """It rests."""
         return self
 
 
@@ -162,7 +176,8 @@ class HalfOpen:
     ) -> State:
         """An attempt ended; it counts if it was a probe, though its time be over."""
         if all(holder != token for holder, _ in self.leases):
-            return self
+            late = verdict == "good" and self.opened.cause == "stalled"  # an attempt from before, answered after all
+            return Closed(now, self.opened.rests) if late else self
         if verdict == "bad":
             return _rest(rules, now, luck, self.opened.rests + 1, "probe")
         if verdict == "limited":
@@ -172,6 +187,12 @@ class HalfOpen:
                 return Closed(now, self.opened.rests)
             return replace(self.release(token), good=self.good + 1)
         return self.release(token)
+
+    def stalled(self, rules: BreakerSettings, tokens: Collection[str], now: float, luck: float) -> State:
+        """Attempts wait for too long; one probe of them is enough, others began before the rest."""
+        if not any(holder in tokens for holder, _ in self.leases):
+            return self
+        return _rest(rules, now, luck, self.opened.rests + 1, "stalled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +256,19 @@ class Breaker:
         if isinstance(state, HalfOpen):
             return current._with(state.probe_ended(self.rules, token, verdict, now, luck, after))
         return current._with(state.record(self.rules, verdict, now, luck, after))
+
+    def stalled(self, tokens: Collection[str], now: float, luck: float) -> Breaker:
+        """Attempts have waited for too long, since when nothing came from the upstream.
+
+        Args:
+            tokens: of those attempts.
+            now: monotonic seconds.
+            luck: in [0, 1).
+        """
+        current = self.at(now)
+        if isinstance(current.state, Held):
+            return current
+        return current._with(current.state.stalled(self.rules, tokens, now, luck))
 
     def lease(self, token: str, now: float) -> Breaker | None:
         """With a probe more; None where it is not half open, or there is no place."""

@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 __all__ = ["Cause", "Fact", "FactState"]
 
-Cause: TypeAlias = Literal["failures", "failure_rate", "rate_limit", "probe", "manual"]
-"""Failures in a row, their share, answers 429, a probe that failed, an administrator."""
+Cause: TypeAlias = Literal["failures", "failure_rate", "rate_limit", "probe", "manual", "stalled"]
+"""Failures in a row, their share, answers 429, a probe that failed, an administrator, attempts that wait and wait."""
 
 FactState: TypeAlias = Literal["closed", "open", "held_closed", "held_open"]
 RANK: Mapping[str, int] = {state: rank for rank, state in enumerate(get_args(FactState))}

@@ -10,7 +10,7 @@ One event loop owns it; nothing here waits. Clock and chance are given: monotoni
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -231,6 +231,21 @@ class Breakers:
             self._keep(name, breaker.at(now))
             self._keep(name, self._breakers[name].record(verdict, now, self._chance(), token, after))
         self.release(token)
+
+    def stalled(self, upstream: str, tokens: Collection[str]) -> None:
+        """Attempts at an upstream, by their tokens, have waited for too long (`stalls`)."""
+        now, breaker = self._clock(), self._breakers.get(upstream) or self._new()
+        before = self._keep(upstream, breaker.at(now))
+        self._keep(upstream, before.stalled(tokens, now, self._chance()))
+
+    def upstream(self, deployment_id: str) -> str | None:
+        """The upstream of a deployment that was a candidate."""
+        return self._upstreams.get(deployment_id)
+
+    def serves_since(self, upstream: str) -> float | None:
+        """Monotonic seconds (-inf: always); None: it does not serve."""
+        state = breaker.state if (breaker := self._breakers.get(upstream)) is not None else Closed()
+        return state.since if isinstance(state, Closed) else None
 
     # For administrators, metrics and endpoints.
 

@@ -197,6 +197,13 @@ class Scores:
 
     # What is known.
 
+    def usual(self, upstream: str) -> tuple[float | None, float | None]:
+        """Seconds within which nearly all answers come, and nearly all streams' first tokens: p95, as high as it may be."""
+        traffic, _, _ = self._sums(upstream, self._clock())
+        pairs = _pair(traffic, LATENCY), _pair(traffic, FIRST)
+        plain, first = (pair[1].high / 1000 if pair is not None else None for pair in pairs)
+        return plain, first
+
     def score(self, upstream: str) -> Score:
         """What the instance knows of one upstream."""
         now = self._clock()
