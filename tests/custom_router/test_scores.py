@@ -221,7 +221,10 @@ def test_all_workers_come_to_know_what_one_would_that_saw_it_all(
                 assert tuple(one) == pytest.approx(tuple(other), abs=0.01, rel=0.01)
         if whole.latency is not None:
             assert mine.latency is not None
-            assert mine.latency[0].value == pytest.approx(whole.latency[0].value, rel=0.11)
+            # The histograms, and not their medians: that of two answers of one weight is either, by a rounding.
+            own, alls = each._sums("a", clock.now)[0], alone._sums("a", clock.now)[0]
+            for name in own.keys() | alls.keys():
+                assert own.get(name, 0.0) == pytest.approx(alls.get(name, 0.0), abs=0.01, rel=0.01), name
 
 
 def test_a_new_worker_learns_all_and_what_faded_is_not_told() -> None:
