@@ -12,6 +12,7 @@ TOUCHED: dict[str, str] = {
     "litellm:callbacks": "our hook stands last in it",
     "litellm.integrations.custom_logger:CustomLogger": "base of the hook",
     "litellm.integrations.custom_logger:CustomLogger.async_filter_deployments": "picks",
+    "litellm.integrations.custom_logger:CustomLogger.async_moderation_hook": "the deadline's watch beside a call",
     "litellm.integrations.custom_logger:CustomLogger.async_pre_call_hook": "what is asked for, and whether the key may",
     "litellm:model_cost": "tells a model that is free from one whose price is not known",
     "litellm.integrations.custom_logger:CustomLogger.async_pre_call_deployment_hook": "an attempt begins",
@@ -40,6 +41,9 @@ TOUCHED: dict[str, str] = {
     "litellm.proxy.litellm_pre_call_utils:get_dynamic_logging_metadata": "to which sinks a cascade's calls are told",
     "litellm.proxy.proxy_server:proxy_config": "where teams' settings of the file stand",
     "litellm:BudgetExceededError": "what a request ends with whose cascade spent the budget",
+    # Hedged requests (custom_router/hedging), which go through the same provider.
+    "litellm:cache": "whether an answer that is given again is kept",
+    "litellm.integrations.custom_logger:CustomLogger.async_post_call_success_hook": "the client sees its tokens",
     # The application and its router (core/).
     "litellm.proxy.proxy_server:app": "embedded",
     "litellm.proxy.proxy_server:llm_router": "deployments are changed while it runs",
@@ -72,7 +76,7 @@ TOUCHED: dict[str, str] = {
     "litellm:CustomLLM": "base of the mock provider",
     "litellm.types.utils:EmbeddingResponse": "its answers",
     "litellm.types.utils:GenericStreamingChunk": "its answers",
-    "litellm.types.utils:ModelResponse": "its answers",
+    "litellm.types.utils:ModelResponse": "its answers, and those that are given again",
     "litellm:APIConnectionError": "an error that the mock provider raises",
     "litellm:APIError": "an error that the mock provider raises",
     "litellm:AuthenticationError": "an error that the mock provider raises",

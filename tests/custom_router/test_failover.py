@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from typing import Any
 
 import httpx
@@ -17,6 +19,7 @@ from pointsman.custom_router.failover.backoff import full_jitter
 from pointsman.custom_router.failover.budget import SLOTS, RetryBudget
 from pointsman.custom_router.failover.stop import StopError
 from pointsman.custom_router.failover.trail import Asking, deadline_of, note, trail_of
+from pointsman.custom_router.failover.watch import runs
 from pointsman.custom_router.outcomes import Outcomes
 from pointsman.custom_router.verdicts import verdict_of
 from pointsman.decisions import Attempt, Decision, Outcome
@@ -279,3 +282,60 @@ def test_a_stream_that_breaks_is_an_attempt_that_failed_and_counts_once() -> Non
 def test_an_answer_that_says_all_is_well_and_cannot_be_read_counts_against_its_upstream() -> None:
     assert verdict_of("error", "APIError", 200) == "bad"
     assert verdict_of("error", "BrokenStreamError", 502) == "bad"
+
+
+class Watched:
+    """A request whose router works in a task of its own, with LiteLLM's check beside it."""
+
+    def __init__(self, **asked: str) -> None:
+        self.again = Again(FailoverSettings(), time.monotonic, lambda: 0.0)
+        self.ticket, self.cut = Ticket(asked=asked), list[Exception]()
+        self.again.begin(self.ticket, {}, "acompletion")
+
+    async def ask(self, seconds: float, call: str = "acompletion", *, says: bool = True) -> str:
+        async def router() -> str:
+            await asyncio.sleep(0)
+            if says:
+                runs(self.ticket)
+            await asyncio.sleep(seconds)
+            return "answer"
+
+        check = asyncio.create_task(self.again.watch(self.ticket, call, lambda _, error: self.cut.append(error)))
+        self.work = asyncio.create_task(router())
+        try:
+            _, answer = await asyncio.gather(check, self.work)
+        finally:
+            for task in (check, self.work):
+                task.cancel()
+            await asyncio.gather(check, self.work, return_exceptions=True)
+        return answer
+
+
+@pytest.mark.requirement("P-19")
+async def test_what_takes_longer_than_the_deadline_ends_with_it() -> None:
+    watched = Watched(**{"x-pointsman-deadline-ms": "50"})
+    note(watched.ticket, "a", ValueError("the provider's words"), time.monotonic(), None)
+    began = time.monotonic()
+    with pytest.raises(StopError, match="the provider's words") as raised:
+        await watched.ask(30)
+    assert 0.05 <= time.monotonic() - began < 5
+    raised.value.settle()
+    assert (raised.value.limit, raised.value.status_code) == ("deadline", 504)
+    assert watched.cut == [raised.value]
+    assert watched.work.cancelled()
+    assert trail_of(watched.ticket).limit == "deadline", "and there is no further try"
+
+
+async def test_what_is_answered_in_time_is_not_held_up() -> None:
+    for asked in ({"x-pointsman-deadline-ms": "20000"}, {}):
+        watched, began = Watched(**asked), time.monotonic()
+        assert await watched.ask(0.01) == "answer"
+        assert time.monotonic() - began < 5
+        assert not watched.cut
+
+
+async def test_a_call_that_never_tells_of_its_router_is_left_alone() -> None:
+    assert await Watched(**{"x-pointsman-deadline-ms": "50"}).ask(0.4, says=False) == "answer"
+    watched, began = Watched(**{"x-pointsman-deadline-ms": "5000"}), time.monotonic()
+    assert await watched.ask(0.01, "afile_list", says=False) == "answer"
+    assert time.monotonic() - began < 2

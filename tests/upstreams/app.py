@@ -61,6 +61,18 @@ async def _cut_body(entry: Recorded, raw: bytes) -> AsyncIterator[bytes]:
     raise ConnectionCutError
 
 
+async def _drip(entry: Recorded, raw: bytes, seconds: float) -> AsyncIterator[bytes]:
+    entry.delivered = "disconnected"
+    try:
+        for number in range(len(raw)):
+            yield raw[number : number + 1]
+            await asyncio.sleep(seconds)
+        entry.delivered = "complete"
+    except asyncio.CancelledError:
+        entry.delivered = "left"
+        raise
+
+
 async def _stream(answer: Answer, fault: Fault | None, cleared: asyncio.Event, entry: Recorded) -> AsyncIterator[str]:
     """The answer's events, with the fault's interruption. A client that leaves cancels this."""
     entry.delivered = "disconnected"
@@ -124,6 +136,9 @@ async def _deliver(request: Request, upstream: Upstream, endpoint: Endpoint, ant
     if fault is not None and fault.cut_after_chunks is not None:
         headers = {"content-length": str(len(body))}
         return StreamingResponse(_cut_body(entry, body), headers=headers, media_type=answer.media_type)
+    if fault is not None and fault.drip:
+        headers = {"content-length": str(len(body))}
+        return StreamingResponse(_drip(entry, body, fault.drip), headers=headers, media_type=answer.media_type)
     entry.delivered = "complete"
     return Response(GARBAGE if fault is not None and fault.garbage else body, media_type=answer.media_type)
 

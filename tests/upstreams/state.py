@@ -22,7 +22,7 @@ class Fault(BaseModel):
     Delays are in seconds; a "chunk" is one server-sent event. `hang` and `stall_after_chunks` last until the fault is cleared
     or the client goes away. `garbage` answers 200 with what is not JSON. `cut_after_chunks` closes the connection inside the
     body (an answer that is not streamed is cut half-way, whatever the number). `error_after_chunks` sends the protocol's error
-    event and ends.
+    event and ends. `drip` sends an answer that is not streamed a byte at a time, with so many seconds between two.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -31,6 +31,7 @@ class Fault(BaseModel):
     retry_after: float | None = None
     delay: float = 0.0
     chunk_delay: float = 0.0
+    drip: float = 0.0
     hang: bool = False
     garbage: bool = False
     cut_after_chunks: int | None = None
@@ -57,7 +58,7 @@ class Recorded:
     """One request as it arrived, and how it was answered.
 
     `delivered` is `no` until a body began; then `complete`, `cut` (by a fault), or `disconnected`: a stream not at its end,
-    because it is under way or the client left.
+    because it is under way or the client left; `left`: the client left while the answer dripped.
     """
 
     number: int

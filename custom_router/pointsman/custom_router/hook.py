@@ -34,6 +34,7 @@ from pointsman.custom_router.failover.again import Again, Choices
 from pointsman.custom_router.failover.stop import StopError
 from pointsman.custom_router.failover.streams import StreamGuard
 from pointsman.custom_router.failover.trail import Asking, trail_of
+from pointsman.custom_router.failover.watch import runs
 from pointsman.custom_router.filters import NOT_TO_BE_TRIED
 from pointsman.custom_router.gate import Gate
 from pointsman.custom_router.kwargs import (
@@ -55,6 +56,7 @@ from pointsman.custom_router.override import Wish, read_wish
 from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
 from pointsman.custom_router.scores import Scores
 from pointsman.custom_router.session_keys import session_secret
+from pointsman.custom_router.stalls import Stalls
 from pointsman.custom_router.text import gemini_turns, text_of
 from pointsman.custom_router.verdicts import sink, tell
 from pointsman.decisions.ticket import Ticket, current_ticket
@@ -96,6 +98,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self._gate: Gate | None = None
         self._scores: Scores | None = None
         self._again: Again | None = None
+        self.stalls: Stalls | None = None
         self.guard = StreamGuard()
         self.outcomes = Outcomes()
         self._spans: RequestSpans | None = None
@@ -123,12 +126,15 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             health=runtime.scores,
         )
         self._scores = runtime.scores
+        self.stalls = Stalls(runtime.settings.resilience.breaker, self.breakers, runtime.scores, time.monotonic)
         self._cascades = Cascades(runtime.settings, runtime.strategies, runtime.aliases)
         queue = runtime.settings.resilience.queue
         self._gate = Gate(runtime.turns, queue, runtime.spans) if queue.enabled else None
         metrics, failover = getattr(runtime, "metrics", None), runtime.settings.resilience.failover
         self.outcomes = Outcomes(
-            (sink(self.breakers), *runtime.sinks), self._decider.answered, metrics.stream_broke if metrics is not None else None
+            (sink(self.breakers), self.stalls.record, *runtime.sinks),
+            self._decider.answered,
+            metrics.stream_broke if metrics is not None else None,
         )
         self._again = Again(
             failover,
@@ -137,6 +143,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             self.breakers.closed if runtime.settings.resilience.breaker.enabled else None,
             metrics.stopped if metrics is not None else lambda *_: None,
         )
+        if (facts := getattr(runtime, "facts", None)) is not None:
+            facts.before.append(self.stalls.look)
         self.guard.bind(failover, self.outcomes.stream_failed)
         self._spans = runtime.spans
         self._forward_request_id = runtime.settings.telemetry.forward_request_id
@@ -187,6 +195,11 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         except PointsmanError as error:
             raise HTTPException(error.status, error.as_json()["error"]) from error
 
+    async def async_moderation_hook(self, data: dict[str, Any], user_api_key_dict: Any, call_type: str) -> None:
+        """Beside the call of the model: ends it when the request's deadline has passed."""
+        if (ticket := current_ticket()) is not None and self._again is not None:
+            await self._again.watch(ticket, str(call_type), self.outcomes.cut)
+
     async def async_filter_deployments(
         self,
         model: str,
@@ -202,6 +215,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         if self._decider is None or ticket is None or not healthy_deployments:
             return healthy_deployments
         self.come_last()
+        runs(ticket)
         try:
             return await self._filter(self._decider, ticket, model, healthy_deployments, messages, request_kwargs or {})
         except CascadeRefusedError as refused:
@@ -311,11 +325,14 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket, metadata, kind = current_ticket(), metadata_of(kwargs), getattr(call_type, "value", None)
         changes: dict[str, Any] = {}
         asked = str((kwargs.get("model_info") or {}).get("id") or "")
+        runs(ticket)
         if ticket is not None and asked and self._again is not None:
             changes |= self._again.bound(ticket, kwargs)
             trail_of(ticket).asking = Asking(str(metadata.get(DECISION_KEY)), asked, time.monotonic())
         if asked and self.breakers is not None:  # where LiteLLM chose, nobody has said yet whom
             self.breakers.settle(str(metadata.get(DECISION_KEY)), asked)
+        if ticket is not None and self.stalls is not None and (kind in TEXT_CALLS or kind in EMBEDDING_CALLS):
+            self.stalls.began(ticket, metadata.get(DECISION_KEY), asked, streamed=bool(kwargs.get("stream")))
         messages = None
         if ticket is not None and isinstance(ticket.cascade, State):
             messages = ticket.cascade.messages(metadata.get(DECISION_KEY))

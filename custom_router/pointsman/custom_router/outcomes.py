@@ -105,6 +105,13 @@ class Outcomes:
             self._streams(ticket.models.get(asking.deployment_id) or "", broken)
         self._failed(ticket, asking.decision_id, asking.deployment_id, exception, broken=broken)
 
+    def cut(self, ticket: Ticket, exception: Exception) -> None:
+        """The try that is under way was ended because its request's time is over; it says nothing of the upstream."""
+        trail = trail_of(ticket)
+        if trail.asking is not None:
+            trail.shortened = True
+            self._failed(ticket, trail.asking.decision_id, trail.asking.deployment_id, TimeoutError(str(exception)))
+
     def _failed(
         self, ticket: Ticket, decision_id: str, deployment_id: str, exception: Exception, *, broken: bool = False
     ) -> None:

@@ -98,8 +98,8 @@ class Stalls:
         for upstream, found in overdue.items():
             serves = self._breakers.serves_since(upstream)
             least = 1 if serves is None else self._rules.consecutive_failures
-            found = [(token, one) for token, one in found if serves is None or one.at > serves]
-            if len(found) < least:
+            since = [(token, one) for token, one in found if serves is None or one.at > serves]
+            if len(since) < least:
                 continue
             patience = self._patience(upstream)
             waited = (

@@ -18,12 +18,15 @@ from pointsman.custom_router.failover.backoff import full_jitter
 from pointsman.custom_router.failover.budget import Budgets
 from pointsman.custom_router.failover.stop import Limit, StopError
 from pointsman.custom_router.failover.trail import Trail, deadline_of, trail_of
+from pointsman.custom_router.failover.watch import watch
+from pointsman.custom_router.kwargs import EMBEDDING_CALLS, TEXT_CALLS
 from pointsman.decisions.ticket import Ticket
 from pointsman.resilience_settings import FailoverSettings
 
 __all__ = ["Again", "Choices"]
 
 NAMES = {"timeout", "request_timeout", "stream_timeout"}
+WATCHED = TEXT_CALLS | EMBEDDING_CALLS
 LEAST_TIMEOUT = 0.05
 """Seconds of a try's time-out at least, however near the deadline is."""
 
@@ -140,6 +143,28 @@ class Again:
             cut["timeout"] = left
         trail.shortened = "timeout" in cut or "stream_timeout" in cut
         return cut
+
+    async def watch(self, ticket: Ticket, call: str, cut: Callable[[Ticket, Exception], None]) -> None:
+        """Beside LiteLLM's call of a model, until that ends.
+
+        Args:
+            ticket: the request's.
+            call: LiteLLM's name of the call; others than for words and embeddings may not tell of their beginning.
+            cut: is told of the try that is under way when the deadline has passed.
+
+        Raises:
+            StopError: the deadline has passed.
+        """
+        trail = ticket.trail
+        if not isinstance(trail, Trail) or trail.deadline == math.inf or call not in WATCHED:
+            return
+
+        def late() -> StopError:
+            stop = self._stop(trail, ticket.group or "", "deadline")
+            cut(ticket, stop)
+            return stop
+
+        await watch(trail, self._clock, late)
 
     def _free(self, trail: Trail, fresh: Collection[str]) -> bool:
         if not fresh:

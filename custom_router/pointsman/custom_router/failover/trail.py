@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ class Trail:
         broken: a stream broke after its first content, which ends the request.
         replays: how often a stream was begun anew.
         again: the try that comes is such a one.
+        router: the task in which LiteLLM's router works for it, once that has begun, which `routed` tells.
     """
 
     deadline: float = math.inf
@@ -76,6 +78,8 @@ class Trail:
     broken: bool = False
     replays: int = 0
     again: bool = False
+    router: asyncio.Task[Any] | None = None
+    routed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def told(self) -> str:
         """What was tried and why it failed, in a sentence, without anything a provider wrote; empty: nothing was."""

@@ -1,0 +1,145 @@
+"""Upstreams that take requests and never answer, in a gateway without any time-out; and deadlines that hold all the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from support.gateway import Gateway
+from support.processes import wait_for
+from support.topology import deployment
+from support.upstreams import Upstreams
+
+pytestmark = pytest.mark.slow("resilience")
+
+AFTER = 2.0
+"""`stall_after`, seconds."""
+ASK = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def gateway(upstreams: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    groups = {"stall": "abc", "drip": "a", "wait": "a", "late": "ab"}
+    models = [
+        deployment(f"st-{group}", f"st-{group}-{name}", f"openai/{group}-{name}", upstreams.url(f"st-{group}-{name}"))
+        for group, names in groups.items()
+        for name in names
+    ]
+    config = {
+        "model_list": models,
+        "router_settings": {"num_retries": 2},
+        "litellm_settings": {"callbacks": ["prometheus"]},
+        "general_settings": {},
+        "pointsman": {"resilience": {"breaker": {"stall_after": AFTER, "recovery": 2.0, "jitter": 0.0}}},
+    }
+    instance = Gateway(config, tmp_path_factory.mktemp("stalls"), None, workers=1).start()
+    yield instance
+    instance.stop()
+
+
+@pytest.fixture(autouse=True)
+def well(upstreams: Upstreams) -> Iterator[None]:
+    yield
+    upstreams.clear()
+
+
+def ask(gateway: Gateway, group: str, timeout: float = 60.0, **more: Any) -> httpx.Response:
+    body = {"model": f"st-{group}", "messages": ASK, **more.pop("body", {})}
+    with httpx.Client(base_url=gateway.url, timeout=timeout, trust_env=False) as client:
+        headers = {"authorization": f"Bearer {gateway.master_key}", **more}
+        return client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+def breaker(gateway: Gateway, name: str) -> dict[str, Any]:
+    rows = gateway.admin.get("/pointsman/breakers").raise_for_status().json()["breakers"]
+    return next(row for row in rows if name in row["deployments"])
+
+
+@pytest.mark.requirement("F-3")
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_that_hangs_is_noticed_though_nothing_times_out_and_comes_back(
+    gateway: Gateway, upstreams: Upstreams, stream: bool
+) -> None:
+    body = {"stream": True} if stream else {}
+    for _ in range(60):  # so that it is known how long they take, and none is asked for the first time
+        assert ask(gateway, "stall", body=body).status_code == 200
+    wait_for(lambda: breaker(gateway, "st-stall-a")["state"] == "closed", 5, "the first one serves")
+    upstreams.fault("st-stall-a", hang=True)
+    before, began, opened = upstreams.count("st-stall-a"), time.monotonic(), None
+    with ThreadPoolExecutor(64) as clients:
+        asked = []
+        while opened is None and time.monotonic() - began < 30:
+            asked.append(clients.submit(ask, gateway, "stall", 120.0, body=body))
+            time.sleep(0.1)  # the pace of the clients
+            if breaker(gateway, "st-stall-a")["state"] == "open":
+                opened = time.monotonic()
+        assert opened is not None
+        assert breaker(gateway, "st-stall-a")["cause"] == "stalled"
+        first = upstreams.requests("st-stall-a")[before:]
+        assert len(first) >= 3
+        # The third one has to wait for so long; the machine runs other tests besides.
+        assert opened - began < AFTER + 6
+        served = [ask(gateway, "stall", 5.0, body=body).status_code for _ in range(20)]  # the rest is 2 s
+        assert served.count(200) >= 19, "but for a probe, which the gateway cannot tell from them"
+        upstreams.clear("st-stall-a")
+        assert {one.result().status_code for one in asked} == {200}, "whoever waited goes on undisturbed"
+
+    def back() -> bool:
+        ask(gateway, "stall", body=body)
+        return bool(breaker(gateway, "st-stall-a")["state"] == "closed")
+
+    wait_for(back, 20, "it serves again")
+    text = gateway.admin.get("/metrics/").text
+    lines = [line for line in text.splitlines() if line.startswith("pointsman_breaker_transitions_total") and "stalled" in line]
+    assert lines, "and the metric says why"
+
+
+DEADLINE = {"x-pointsman-deadline-ms": "2000"}
+LATE = 2.0 + 2.5
+"""Seconds that such a request may take on a machine that runs other tests besides; without the watch it is 20 and more."""
+
+
+def refused(answer: httpx.Response, took: float) -> str:
+    assert answer.status_code == 504, answer.text
+    assert took < LATE
+    error = answer.json()["error"]
+    assert "E4730" in error["message"]
+    return str(error["message"])
+
+
+@pytest.mark.requirement("P-19")
+def test_an_answer_that_comes_a_byte_at_a_time_ends_with_the_deadline(gateway: Gateway, upstreams: Upstreams) -> None:
+    upstreams.fault("st-drip-a", drip=0.3)
+    for _ in range(4):  # more than the consecutive failures that would open a breaker
+        began = time.monotonic()
+        answer = ask(gateway, "drip", **DEADLINE)
+        assert "st-drip-a" in refused(answer, time.monotonic() - began), "and it is said who was asked"
+    assert breaker(gateway, "st-drip-a")["state"] == "closed", "the caller's deadline says nothing of the upstream"
+    gone = lambda: [one["delivered"] for one in upstreams.requests("st-drip-a")] == ["left"] * 4  # noqa: E731
+    wait_for(gone, 5, "nobody goes on reading it")
+    began = time.monotonic()
+    answer = messages(gateway, "st-drip", **DEADLINE)
+    assert answer.json()["type"] == "error", "in the form of Anthropic's messages"
+    assert "st-drip-a" in refused(answer, time.monotonic() - began)
+    upstreams.clear("st-drip-a")
+    assert ask(gateway, "drip", **DEADLINE).status_code == 200
+
+
+@pytest.mark.requirement("P-19")
+def test_the_pause_that_the_only_deployment_asks_for_ends_with_the_deadline(gateway: Gateway, upstreams: Upstreams) -> None:
+    upstreams.fault("st-wait-a", status=429, retry_after=20)
+    began = time.monotonic()
+    answer = ask(gateway, "wait", **DEADLINE)
+    assert "RateLimitError" in refused(answer, time.monotonic() - began), "LiteLLM waits for those 20 s"
+    assert upstreams.count("st-wait-a") == 1
+
+
+def messages(gateway: Gateway, group: str, **headers: str) -> httpx.Response:
+    body = {"model": group, "messages": ASK, "max_tokens": 10}
+    with httpx.Client(base_url=gateway.url, timeout=60, trust_env=False) as client:
+        return client.post("/v1/messages", json=body, headers={"x-api-key": gateway.master_key, **headers})
