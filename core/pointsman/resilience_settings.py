@@ -74,8 +74,8 @@ class BreakerSettings(_Part):
     probe_timeout: Seconds = Field(30.0, description="Seconds after which one that has not ended makes room for another.")
     stall_after: Seconds = Field(
         5.0,
-        description="Seconds, at least, that `consecutive_failures` attempts must have waited at once without an answer (streams: "
-        "without content), and nothing have come from the upstream, before it counts as stalled.",
+        description="Seconds, at least, that `consecutive_failures` attempts must have waited at once without an answer "
+        "(streams: without content), and nothing have come from the upstream, before it counts as stalled.",
     )
     stall_factor: float = Field(
         5.0,

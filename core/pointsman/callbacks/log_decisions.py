@@ -16,7 +16,7 @@ def level_of(record: Decision | Attempt | Outcome) -> int | None:
     if isinstance(record, Decision):
         return logging.INFO
     if isinstance(record, Attempt):
-        return logging.WARNING if record.outcome != "ok" else None
+        return logging.WARNING if record.outcome == "error" else None
     return logging.DEBUG
 
 

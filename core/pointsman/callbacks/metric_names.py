@@ -115,6 +115,15 @@ _ROWS = (
         ("group", "limit"),
     ),
     Metric(
+        "pointsman_hedges_total",
+        "counter",
+        "{request}",
+        "Requests whose first deployment took longer than `hedging.delay`, by model group and by what came of the second call: "
+        "`won` (its answer was first), `lost`, `failed` (both), `left` (the client left meanwhile), or `refused` (there was "
+        "none: the group's share is spent).",
+        ("group", "outcome"),
+    ),
+    Metric(
         "pointsman_streams_broken_total",
         "counter",
         "{attempt}",

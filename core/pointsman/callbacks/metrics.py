@@ -188,6 +188,10 @@ class Metrics:
         """Count one request that gets no further try (`pointsman.custom_router.failover.again`)."""
         self._safely(self._count, "pointsman_failover_stops_total", self._groups(group), limit)
 
+    def hedged(self, group: str, outcome: str) -> None:
+        """Count one request that took long enough for a second call (`pointsman.custom_router.hedging`)."""
+        self._safely(self._count, "pointsman_hedges_total", self._groups(group), outcome)
+
     def stream_broke(self, model: str, broken: bool) -> None:
         """Count one stream that broke, `broken`: after its first content."""
         self._safely(self._count, "pointsman_streams_broken_total", self._models(model), "after" if broken else "before")
@@ -267,7 +271,7 @@ class Metrics:
     def _attempt(self, record: Attempt) -> None:
         model = self._models(record.model or "")
         self._count("pointsman_attempts_total", model, self._errors(record.error or "") if record.outcome != "ok" else "")
-        if record.number > 1:
+        if record.number > 1 and not record.hedge:
             self._count("pointsman_retries_total", model)
         if record.outcome == "ok" and record.latency_ms is not None:
             self._observe("pointsman_attempt_seconds", model, value=record.latency_ms / 1000)

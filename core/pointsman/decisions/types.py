@@ -106,7 +106,7 @@ class Attempt:
         number: 1 for the first try of the request.
         deployment_id: LiteLLM's `model_info.id`.
         model: `litellm_params.model`.
-        outcome: `ok` or `error`.
+        outcome: `ok`, `error`, or `cancelled` where another deployment was asked as well and answered first.
         error: class name of the error, or None.
         status: HTTP status of the error, or None.
         latency_ms: until the answer (or, streamed, the last chunk), or None when not known.
@@ -114,10 +114,11 @@ class Attempt:
         retry_after: seconds that the error's Retry-After asks for, or None. Not stored.
         callers_connection: the caller had brought a key or headers for the provider. Not stored.
         callers_timeout: the caller had set a time-out for the request. Not stored.
-        first_token_ms: until the first chunk of a streamed answer, or None. Not stored, nor are the next four.
+        first_token_ms: until the first chunk of a streamed answer, or None. Not stored, nor are the next five.
         prompt_tokens, completion_tokens: as LiteLLM counted them, or None where it did not.
         broken: the answer had begun, and broke off.
         flaw: what is wrong with an answer that came whole (`custom_router.flaws`), or None.
+        hedge: it was asked besides another that took long, and not after one that failed.
     """
 
     decision_id: str
@@ -137,6 +138,7 @@ class Attempt:
     completion_tokens: int | None = None
     broken: bool = False
     flaw: str | None = None
+    hedge: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ from pointsman.custom_router.failover.trail import Asking, trail_of
 from pointsman.custom_router.failover.watch import runs
 from pointsman.custom_router.filters import NOT_TO_BE_TRIED
 from pointsman.custom_router.gate import Gate
+from pointsman.custom_router.hedging.calls import with_usage
+from pointsman.custom_router.hedging.service import HedgeFailedError, Hedging, Try
 from pointsman.custom_router.kwargs import (
     DECISION_KEY,
     EMBEDDING_CALLS,
@@ -98,6 +100,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         self._gate: Gate | None = None
         self._scores: Scores | None = None
         self._again: Again | None = None
+        self._hedging: Hedging | None = None
         self.stalls: Stalls | None = None
         self.guard = StreamGuard()
         self.outcomes = Outcomes()
@@ -143,6 +146,9 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             self.breakers.closed if runtime.settings.resilience.breaker.enabled else None,
             metrics.stopped if metrics is not None else lambda *_: None,
         )
+        if runtime.settings.resilience.hedging.enabled:
+            told = metrics.hedged if metrics is not None else lambda *_: None
+            self._hedging = Hedging(runtime.settings.resilience, runtime.scores, self.breakers.closed, self.outcomes, told)
         if (facts := getattr(runtime, "facts", None)) is not None:
             facts.before.append(self.stalls.look)
         self.guard.bind(failover, self.outcomes.stream_failed)
@@ -192,6 +198,8 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             ticket.wish = read_wish(ticket.asked, key, team, admin=admin, known=self._decider.knows)
             if self._gate is not None:
                 await self._gate.wait(ticket, str(call_type), data.get("model"), user_api_key_dict, admin=admin)
+            if self._hedging is not None:
+                self._hedging.begin(ticket, user_api_key_dict, admin=admin)
         except PointsmanError as error:
             raise HTTPException(error.status, error.as_json()["error"]) from error
 
@@ -218,7 +226,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         runs(ticket)
         try:
             return await self._filter(self._decider, ticket, model, healthy_deployments, messages, request_kwargs or {})
-        except CascadeRefusedError as refused:
+        except (CascadeRefusedError, HedgeFailedError) as refused:
             raise refused.error from None
         except (RestingError, StopError, litellm.BadRequestError):
             raise
@@ -308,8 +316,12 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
                 if self.breakers is not None:
                     self.breakers.release(decision.decision_id)
                 raise
-        chosen = [item for item, candidate in zip(left, candidates, strict=True) if candidate.deployment_id in keep]
-        return chosen or deployments
+        known = {candidate.deployment_id: item for item, candidate in zip(left, candidates, strict=True)}
+        chosen = [item for name, item in known.items() if name in keep] or deployments
+        if self._hedging is None or endpoint != "text":
+            return chosen
+        ids = [name for name in known if name in keep]
+        return await self._hedging.serve(Try(ticket, decision, group, ids, known, messages or (), kwargs, metadata)) or chosen
 
     def _without_headers(self, metadata: Mapping[str, Any]) -> Wish:
         """What key and team ask for, where LiteLLM did not call `async_pre_call_hook`; access fails closed (law 3)."""
@@ -370,6 +382,11 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             return None
         ticket = current_ticket()
         return original_exception.answer(trail_of(ticket).told() if ticket is not None else "")
+
+    async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:
+        """An answer is given, not streamed: of a hedged request with the tokens that LiteLLM is not to count twice."""
+        ticket = current_ticket()
+        return with_usage(ticket.hedge, response) if ticket is not None and ticket.hedge is not None else response
 
     async def async_log_success_event(
         self, kwargs: dict[str, Any], response_obj: Any, start_time: datetime, end_time: datetime

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from pointsman.custom_router.cascades.replay import PROVIDER
 from pointsman.custom_router.cascades.service import State
 from pointsman.custom_router.cost import always_strong
 from pointsman.custom_router.failover.stop import StopError
 from pointsman.custom_router.failover.trail import Trail, note, trail_of
 from pointsman.custom_router.flaws import MALFORMED, flaw_of, malformed
+from pointsman.custom_router.hedging.calls import Answer
 from pointsman.custom_router.kwargs import DECISION_KEY, metadata_of, number_of
 from pointsman.custom_router.verdicts import retry_after_of
 from pointsman.decisions import Attempt, Decision, Outcome
@@ -62,6 +64,12 @@ def _explain(ticket: Ticket, exception: Exception) -> None:
         exception.settle()
 
 
+def _given_again(ticket: Ticket | None, deployment_id: object) -> Answer | None:
+    """Whose answer it is that was given by the replaying provider, of a hedged request."""
+    answer = getattr(ticket.hedge, "answer", None) if ticket is not None else None
+    return answer if isinstance(answer, Answer) and str(deployment_id).startswith(PROVIDER) else None
+
+
 class Outcomes:
     """Records what happened.
 
@@ -105,6 +113,10 @@ class Outcomes:
             self._streams(ticket.models.get(asking.deployment_id) or "", broken)
         self._failed(ticket, asking.decision_id, asking.deployment_id, exception, broken=broken)
 
+    def call_failed(self, ticket: Ticket, decision_id: str, deployment_id: str, error: Exception, *, hedge: bool) -> None:
+        """A call that was made within the routing of a request failed; `hedge`: another one was made beside it."""
+        self._failed(ticket, decision_id, deployment_id, error, hedge=hedge)
+
     def cut(self, ticket: Ticket, exception: Exception) -> None:
         """The try that is under way was ended because its request's time is over; it says nothing of the upstream."""
         trail = trail_of(ticket)
@@ -113,7 +125,14 @@ class Outcomes:
             self._failed(ticket, trail.asking.decision_id, trail.asking.deployment_id, TimeoutError(str(exception)))
 
     def _failed(
-        self, ticket: Ticket, decision_id: str, deployment_id: str, exception: Exception, *, broken: bool = False
+        self,
+        ticket: Ticket,
+        decision_id: str,
+        deployment_id: str,
+        exception: Exception,
+        *,
+        broken: bool = False,
+        hedge: bool = False,
     ) -> None:
         trail = trail_of(ticket)
         if (decision_id, deployment_id) in trail.ended:
@@ -137,6 +156,7 @@ class Outcomes:
                 callers_timeout=ticket.callers_timeout or trail.shortened,
                 callers_connection=ticket.callers_connection,
                 broken=broken,
+                hedge=hedge,
                 flaw=MALFORMED if malformed(exception) else None,
             )
         )
@@ -178,6 +198,9 @@ class Outcomes:
         broken = trail is not None and trail.broken
         paid, strong = float(payload.get("response_cost") or 0.0), None
         tokens = number_of(payload.get("prompt_tokens")), number_of(payload.get("completion_tokens"))
+        given = _given_again(ticket, deployment_id)
+        if given is not None:
+            deployment_id, paid, tokens = given.deployment_id, given.cost, given.tokens
         # A cache hit has a decision and an outcome, but nobody was tried.
         if deployment_id and not (kwargs.get("cache_hit") or payload.get("cache_hit") or broken):
             if self._answered is not None:
@@ -194,12 +217,13 @@ class Outcomes:
                     deployment_id,
                     model,
                     "ok",
-                    latency_ms=_milliseconds(began, end_time),
+                    latency_ms=_milliseconds(began, end_time) if given is None else given.milliseconds,
                     created_at=end_time.timestamp(),
                     first_token_ms=_first_token(kwargs, began, end_time),
                     prompt_tokens=tokens[0] or None,
                     completion_tokens=tokens[1] or None,
                     flaw=flaw_of(response, kwargs.get("optional_params") or {}),
+                    hedge=given is not None and given.hedged,
                 )
             )
             if ticket is not None:

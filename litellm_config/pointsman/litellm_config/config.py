@@ -148,7 +148,7 @@ def _examine(path: Path, env: Mapping[str, str], extra: Iterable[Detected]) -> t
         source.value,
         found,
         translated=translation.name is not None,
-        cascades=cascades,
+        cascades=cascades or settings.resilience.hedging.enabled,
         breakers=settings.resilience.breaker.enabled,
     )
     config = GatewayConfig(

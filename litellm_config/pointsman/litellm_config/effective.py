@@ -199,7 +199,7 @@ def make_effective(
         config: the user's sections, includes merged.
         extra: more entries for `model_list` (what was detected on the machine).
         translated: `router_settings` named a learned strategy, which LiteLLM must not see.
-        cascades: a strategy calls models, so that an answer that it has already is to be given again.
+        cascades: a strategy calls models, or requests are hedged, so that an answer that is there already is to be given again.
         breakers: deployments that fail are given a rest by us.
     """
     effective: dict[str, Any] = copy.deepcopy({k: v for k, v in config.items() if k != "pointsman" and not k.startswith("x-")})

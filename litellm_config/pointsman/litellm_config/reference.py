@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -140,6 +140,10 @@ def _type(annotation: Any) -> str:
     bare = _bare(annotation)
     if get_origin(bare) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(bare))
+    if get_origin(bare) is Annotated:
+        return _type(get_args(bare)[0])
+    if get_origin(bare) in {Union, types.UnionType}:
+        return " or ".join(map(_type, get_args(bare)))
     return "mapping" if get_origin(bare) is dict else words.get(bare, str(bare))
 
 

@@ -24,7 +24,7 @@ from pointsman.custom_router.cascades.types import FailedCallError, Level, Messa
 from pointsman.custom_router.request import Prices
 from pointsman.decisions.ticket import CURRENT, Ticket
 
-__all__ = ["HANDED_ON", "Caller", "gone", "inner_target", "narrow", "sinks_of", "spent"]
+__all__ = ["HANDED_ON", "Caller", "aimed", "gone", "handed_on", "inner_target", "narrow", "sinks_of", "spent"]
 
 logger = logging.getLogger("pointsman.cascades")
 
@@ -55,6 +55,24 @@ def inner_target() -> tuple[str, ...] | None:
 def narrow(deployments: list[dict[str, Any]], target: Sequence[str]) -> list[dict[str, Any]]:
     """Those that the call must go to; none when they rest by now, which fails the call."""
     return [item for item in deployments if str((item.get("model_info") or {}).get("id")) in target]
+
+
+def aimed(deployments: tuple[str, ...], ticket: Ticket) -> contextvars.Context:
+    """A context for a call of the router to these deployments, with a ticket of its own: what happens to it says nothing about
+    the request's own attempts."""
+    context = contextvars.copy_context()
+    context.run(_TARGET.set, deployments)
+    context.run(CURRENT.set, ticket)
+    return context
+
+
+def handed_on(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Key, team, user, tags and trace of a request; not its reservation, which the call that answers settles."""
+    kept = {key: value for key, value in metadata.items() if key not in _NOT_HANDED_ON}
+    auth = kept.get("user_api_key_auth")
+    if auth is not None and hasattr(auth, "model_copy"):
+        kept["user_api_key_auth"] = auth.model_copy(update={"budget_reservation": None})
+    return kept
 
 
 def sinks_of(auth: Any) -> dict[str, list[str]]:
@@ -144,7 +162,7 @@ class Caller:
         call = router.acompletion(
             model=self.group,
             messages=[dict(message) for message in messages],
-            metadata=self._metadata(),
+            metadata=handed_on(self.metadata),
             num_retries=0,  # another model is the cascade's answer to a failure
             disable_fallbacks=True,
             drop_params=True,
@@ -156,18 +174,8 @@ class Caller:
             },  # it pops from them
             **params,
         )
-        context = contextvars.copy_context()
-        context.run(_TARGET.set, level.deployments)
-        context.run(CURRENT.set, Ticket())  # what happens to this call says nothing about the request's own attempts
+        context = aimed(level.deployments, Ticket())
         return await asyncio.create_task(call, context=context, name="pointsman-cascade-call")
-
-    def _metadata(self) -> dict[str, Any]:
-        """Key, team, user, tags and trace of the request; not its reservation, which the call that answers settles."""
-        metadata = {key: value for key, value in self.metadata.items() if key not in _NOT_HANDED_ON}
-        auth = metadata.get("user_api_key_auth")
-        if auth is not None and hasattr(auth, "model_copy"):
-            metadata["user_api_key_auth"] = auth.model_copy(update={"budget_reservation": None})
-        return metadata
 
 
 def _said(response: Any, level: Level, prices: Mapping[str, Prices]) -> Said:

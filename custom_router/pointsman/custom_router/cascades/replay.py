@@ -1,4 +1,6 @@
-"""LiteLLM's provider `pointsman-replay`: gives an answer that a cascade has already, as an answer or as a stream, at no cost.
+"""LiteLLM's provider `pointsman-replay`: gives an answer that is there already, as an answer or as a stream, at no cost.
+
+A cascade's, or the one of a hedged request that came first.
 
 The deployment is in no configuration; the hook hands it out for one attempt. The answer lies in the request's ticket, so that a
 client that names the provider gets nothing from it.
@@ -15,6 +17,7 @@ from litellm import CustomLLM
 from litellm.types.utils import GenericStreamingChunk, ModelResponse
 
 from pointsman.custom_router.cascades.types import Said
+from pointsman.custom_router.hedging.calls import Answer, given_again
 from pointsman.decisions.ticket import current_ticket
 
 __all__ = ["PROVIDER", "ReplayLLM", "deployment", "deployment_id", "handler"]
@@ -38,7 +41,8 @@ def deployment(group: str, like: Mapping[str, Any]) -> dict[str, Any]:
     free = dict.fromkeys(FREE, 0.0)
     return {
         "model_name": group,
-        "litellm_params": {"model": f"{PROVIDER}/{group}", **free, **kept},
+        # It is asked nothing, so parameters that it does not know are no reason to refuse.
+        "litellm_params": {"model": f"{PROVIDER}/{group}", "drop_params": True, **free, **kept},
         "model_info": {"id": deployment_id(group), "mode": "chat", **free},
     }
 
@@ -48,8 +52,11 @@ class ReplayLLM(CustomLLM):  # type: ignore[misc] # LiteLLM is not type-checked 
 
     async def acompletion(self, *_: Any, **call: Any) -> ModelResponse:
         """The answer."""
-        said, model = _pending(call)
         response: ModelResponse = call["model_response"]
+        ticket = current_ticket()
+        if ticket is not None and isinstance(answer := getattr(ticket.hedge, "answer", None), Answer):
+            return given_again(answer, response)
+        said, model = _pending(call)
         response.id = f"chatcmpl-{uuid.uuid4().hex}"  # LiteLLM's spend rows are keyed on it
         response.model = model
         response.choices[0].message.content = said.text
