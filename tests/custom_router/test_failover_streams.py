@@ -202,3 +202,20 @@ def test_a_deployment_whose_streaming_is_off_gets_no_streamed_request() -> None:
     assert streaming([on, off], {}, "g") == [on, off]
     with pytest.raises(litellm.BadRequestError, match="E4012"):
         streaming([off], {"stream": True}, "g")
+
+
+@pytest.mark.requirement("P-19")
+async def test_who_is_told_that_the_upstream_hangs_gives_up_and_begins_anew() -> None:
+    stand = Stand()
+
+    async def hangs() -> AsyncIterator[Any]:
+        yield START
+        for _ in range(2):
+            stand.trail.give_up()  # while the next piece is waited for
+        await asyncio.sleep(30)
+
+    read = stand.read(hangs(), stream(START, WORD, STOP))
+    assert await asyncio.wait_for(read, 10) == [START, WORD, STOP]
+    assert stand.failed == [("FirstTokenTimeout", False)]
+    assert stand.trail.waits is None
+    stand.trail.give_up()  # too late: nobody waits

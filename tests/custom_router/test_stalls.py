@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from pointsman.custom_router.breaker import Open
 from pointsman.custom_router.breakers import Breakers
+from pointsman.custom_router.failover.trail import trail_of
 from pointsman.custom_router.request import Candidate
 from pointsman.custom_router.scores import Scores
 from pointsman.custom_router.stalls import Stalls
@@ -285,3 +287,25 @@ def test_any_mixture() -> None:
         Machine,
         settings=settings(max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)),
     )
+
+
+async def test_streams_that_wait_for_content_are_told(stand: Stand) -> None:
+    asked = [stand.begin(streamed=True) for _ in range(4)]
+    waits = [asyncio.Timeout(None) for _ in asked]
+    late, ended = 0, asyncio.Event()
+
+    async def wait(ticket: Ticket, timeout: asyncio.Timeout) -> None:
+        nonlocal late
+        try:
+            async with timeout:
+                trail_of(ticket).waits = timeout
+                await ended.wait()
+        except TimeoutError:
+            late += 1
+
+    tasks = [asyncio.create_task(wait(one[2], timeout)) for one, timeout in zip(asked, waits, strict=True)]
+    await asyncio.sleep(0)
+    assert stand.after(4.9) == "closed"
+    assert stand.after(0.2) == "open"
+    await asyncio.wait(tasks, timeout=5)
+    assert late == 4

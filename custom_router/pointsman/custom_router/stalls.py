@@ -3,7 +3,8 @@
 A breaker hears of an attempt when it ends. Here it is known which attempts at text and embeddings are under way: begun when the
 provider is asked, over when its answer (a stream's first content) goes to the client, when the attempt fails, or with the
 request. When `consecutive_failures` of one upstream have waited for too long, and nothing came from it since the oldest of them
-began, its breaker is opened as `stalled`; of one that is half open a probe is enough. Whoever waits goes on waiting.
+began, its breaker is opened as `stalled`; of one that is half open a probe is enough. Streams whose headers have come are begun
+anew elsewhere (`failover`); whoever waits otherwise goes on waiting.
 
 One event loop owns it; nothing here waits. As many attempts are known as requests are in flight. Each worker knows its own.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pointsman.custom_router.breakers import Breakers
+from pointsman.custom_router.failover.trail import Trail
 from pointsman.custom_router.verdicts import verdict_on
 from pointsman.decisions import Attempt, Decision, Outcome
 from pointsman.decisions.ticket import Ticket
@@ -43,6 +45,7 @@ class _Waiting:
     upstream: str
     at: float
     streamed: bool
+    ticket: Ticket
     left: float | None = None
 
 
@@ -73,7 +76,7 @@ class Stalls:
             return
         if ticket.callers_connection or ticket.answered is not None or len(self._waiting) >= MAX_ATTEMPTS:
             return
-        self._waiting[key] = _Waiting(upstream, self._clock(), streamed)
+        self._waiting[key] = _Waiting(upstream, self._clock(), streamed, ticket)
         ticket.under_way.add(key)
         ticket.settled = self._settled
 
@@ -102,12 +105,14 @@ class Stalls:
             if len(since) < least:
                 continue
             patience = self._patience(upstream)
-            waited = (
-                (token, (now if one.left is None else one.left) - one.at >= patience[one.streamed]) for token, one in found
-            )
-            tokens = {token for token, too_long in waited if too_long}
-            if len(tokens) >= least:
-                self._breakers.stalled(upstream, tokens)
+            ends = ((token, one, now if one.left is None else one.left) for token, one in since)
+            late = {token: one for token, one, end in ends if end - one.at >= patience[one.streamed]}
+            if len(late) >= least:
+                self._breakers.stalled(upstream, late.keys())
+            if self._breakers.serves_since(upstream) is None:
+                for one in late.values():
+                    if isinstance(one.ticket.trail, Trail):
+                        one.ticket.trail.give_up()
 
     def _patience(self, upstream: str) -> tuple[float, float]:
         """Seconds that a plain answer and a stream's first content may take."""

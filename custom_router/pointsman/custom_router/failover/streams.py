@@ -161,16 +161,21 @@ class _Guarded:
         until = self._until()
         while len(held) < MAX_HELD:
             try:
-                async with asyncio.timeout(None if until == math.inf else max(0.0, until - self._guard.now())):
+                async with asyncio.timeout(None) as waits:
+                    if until < math.inf:
+                        waits.reschedule(asyncio.get_running_loop().time() + max(0.0, until - self._guard.now()))
+                    self._trail.waits = waits
                     piece = await anext(stream)
             except StopAsyncIteration:
                 if not reader.whole or not held:
                     raise BrokenStreamError("the stream ended before there was content") from None
                 return False
             except TimeoutError as error:
-                if until <= self._guard.now():
+                if waits.expired():
                     raise FirstTokenTimeout("no content came in time") from error
                 raise
+            finally:
+                self._trail.waits = None
             held.append(piece)
             found = reader.see(piece)
             if found == "error":

@@ -61,6 +61,7 @@ class Trail:
         broken: a stream broke after its first content, which ends the request.
         replays: how often a stream was begun anew.
         again: the try that comes is such a one.
+        waits: a stream's first content is waited for, and whoever wants may end that (`give_up`).
         router: the task in which LiteLLM's router works for it, once that has begun, which `routed` tells.
     """
 
@@ -78,8 +79,14 @@ class Trail:
     broken: bool = False
     replays: int = 0
     again: bool = False
+    waits: asyncio.Timeout | None = None
     router: asyncio.Task[Any] | None = None
     routed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def give_up(self) -> None:
+        """Wait no longer for a stream's first content, where that is what the request does."""
+        if self.waits is not None and not self.waits.expired():
+            self.waits.reschedule(0.0)
 
     def told(self) -> str:
         """What was tried and why it failed, in a sentence, without anything a provider wrote; empty: nothing was."""
