@@ -310,6 +310,17 @@ class Group(RuleBasedStateMachine):
     def one_breaks(self, which: int, name: str) -> None:
         self.workers[which].fail(name)
 
+    @rule(which=st.integers(0, 1), name=st.sampled_from(NAMES), others=st.integers(0, 2))
+    def attempts_stall(self, which: int, name: str, others: int) -> None:
+        worker = self.workers[which]
+        tokens = {token for at, token, picked, _ in self.running if (at, picked) == (which, name)}
+        before = worker.state(name)
+        worker.breakers.stalled(f"up-{name}", tokens | {f"other-{number}" for number in range(others)})
+        if before == "closed":
+            assert worker.state(name) == ("open" if len(tokens) + others >= 2 else "closed")
+        elif before != "half_open":
+            assert worker.state(name) == before
+
     @rule(which=st.integers(0, 1), name=st.sampled_from(NAMES), held=st.booleans(), seconds=st.sampled_from([6.0, None]))
     def an_administrator_holds_one(self, which: int, name: str, held: bool, seconds: float | None) -> None:
         self.workers[which].breakers.hold(f"up-{name}", open=held, reason="r", seconds=seconds)

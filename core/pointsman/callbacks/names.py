@@ -115,7 +115,9 @@ ATTRIBUTES: Mapping[str, Attribute] = _by_name(
     Attribute("pointsman.breaker.before", "string", "Of the event: the state before."),
     Attribute("pointsman.breaker.state", "string", "Of the event: `closed`, `open`, `half_open`, `held_open`, `held_closed`."),
     Attribute(
-        "pointsman.breaker.cause", "string", "Of the event: `failures`, `failure_rate`, `rate_limit`, `probe`, `manual`."
+        "pointsman.breaker.cause",
+        "string",
+        "Of the event: `failures`, `failure_rate`, `rate_limit`, `probe`, `stalled`, `manual`.",
     ),
     # Of a wait for a turn.
     Attribute("pointsman.queue.priority", "string", "Class of the request: `high`, `normal`, `low`."),
