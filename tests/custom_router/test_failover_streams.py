@@ -219,3 +219,14 @@ async def test_who_is_told_that_the_upstream_hangs_gives_up_and_begins_anew() ->
     assert stand.failed == [("FirstTokenTimeout", False)]
     assert stand.trail.waits is None
     stand.trail.give_up()  # too late: nobody waits
+
+
+@pytest.mark.requirement("P-19")
+async def test_streams_that_are_not_guarded_have_to_begin_before_the_deadline() -> None:
+    stand = Stand(call="atext_completion")
+    stand.trail.deadline = stand.guard.now() + 0.05
+    got = await asyncio.wait_for(stand.read(stream(10.0, START)), 5)
+    assert [(type(one), getattr(one, "limit", None)) for one in got] == [(StopError, "deadline")]
+    stand.trail.deadline = stand.guard.now() + 0.1
+    assert await stand.read(stream(START, 0.2, WORD, STOP)) == [START, WORD, STOP], "it has begun, and goes on"
+    assert await stand.read(stream()) == []

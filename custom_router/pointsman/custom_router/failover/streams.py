@@ -97,7 +97,8 @@ class StreamGuard(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket, rules = current_ticket(), self._rules
         trail = ticket.trail if ticket is not None else None
         if rules is None or not rules.enabled or not rules.streams or not isinstance(trail, Trail) or trail.call not in CALLS:
-            async for piece in response:
+            until = trail.deadline if isinstance(trail, Trail) else math.inf
+            async for piece in response if until == math.inf else _begun_by(until - self._clock(), response):
                 yield piece
             return
         assert ticket is not None  # noqa: S101 - narrows the type; it has a trail
@@ -235,6 +236,27 @@ class _Guarded:
         if not hasattr(response, "__aiter__"):
             raise error
         return response
+
+
+async def _begun_by(seconds: float, response: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+    """A stream whose first event, whatever that is, has come after so many seconds.
+
+    Raises:
+        StopError: it has not.
+    """
+    stream = aiter(response)
+    try:
+        async with asyncio.timeout(max(0.0, seconds)) as waits:
+            first = await anext(stream)
+    except StopAsyncIteration:
+        return
+    except TimeoutError as error:
+        if waits.expired():
+            raise StopError("deadline", None) from error
+        raise
+    yield first
+    async for piece in stream:
+        yield piece
 
 
 def _fresh(data: Mapping[str, Any]) -> dict[str, Any]:
