@@ -26,7 +26,19 @@ DELAY = 1.0
 FLOOR = 2
 ASK: Any = [{"role": "user", "content": "hello"}]
 PRICE = 0.001
-GROUPS = ("hg-slow", "hg-normal", "hg-fast", "hg-second", "hg-budget", "hg-dead", "hg-error", "hg-left", "hg-late", "hg-tools")
+GROUPS = (
+    "hg-slow",
+    "hg-normal",
+    "hg-fast",
+    "hg-second",
+    "hg-budget",
+    "hg-dead",
+    "hg-error",
+    "hg-left",
+    "hg-late",
+    "hg-tools",
+    "hg-last",
+)
 
 
 def deployment(upstreams: Upstreams, group: str, name: str, **params: Any) -> dict[str, Any]:
@@ -101,7 +113,6 @@ def attempts(gateway: Gateway, *deployments: str) -> list[tuple[Any, ...]]:
         return connection.execute(query, (list(deployments),)).fetchall()
 
 
-@pytest.mark.requirement("R-14.5")
 def test_the_second_answers_for_a_first_that_hangs_and_is_let_go(
     gateway: Gateway, upstreams: Upstreams, high: str, metric: Any
 ) -> None:
@@ -185,6 +196,18 @@ def test_where_both_fail_the_request_goes_on_to_its_fallback(
     assert metric("pointsman_hedges_total", group="hg-dead", outcome="failed") == 1
 
 
+@pytest.mark.requirement("R-14.5")
+def test_where_nothing_helps_the_error_names_both(gateway: Gateway, upstreams: Upstreams, high: str) -> None:
+    upstreams.fault("hg-last-a", delay=DELAY + 0.5, status=503)
+    upstreams.fault("hg-last-b", status=503)
+    with pytest.raises(openai.InternalServerError) as failed:
+        chat(gateway, high, "hg-last")
+    assert failed.value.status_code == 503
+    for name in ("a", "b"):
+        assert f"hg-last-{name} (ServiceUnavailableError, 503)" in str(failed.value)
+    assert sum(counts(upstreams, "hg-last")) == 2 + 2, "the two, and LiteLLM's `num_retries`"
+
+
 @pytest.mark.parametrize("group", ["hg-left", "hg-late"])
 def test_the_end_of_the_request_ends_both(gateway: Gateway, upstreams: Upstreams, high: str, group: str) -> None:
     for name in ("a", "b"):
@@ -196,6 +219,9 @@ def test_the_end_of_the_request_ends_both(gateway: Gateway, upstreams: Upstreams
         with pytest.raises(openai.APIStatusError):
             chat(gateway, high, group, extra_headers={"x-pointsman-deadline-ms": str(int(DELAY * 1000) + 1000)})
     assert counts(upstreams, group) == [1, 1]
+    told = gateway.admin.get("/pointsman/providers").raise_for_status().json()
+    known = {name: one["success_rate"] for one in told["providers"] for name in one["deployments"]}
+    assert [known[f"{group}-{name}"] for name in ("a", "b")] == [None, None], "it says nothing of them"
     for name in ("a", "b"):
         wait_for(lambda name=name: upstreams.report(f"{group}-{name}")["active"] == 0, 5, f"{name} is let go")  # type: ignore[misc]
 

@@ -112,7 +112,7 @@ class Hedging:
             litellm.BadRequestError: the client has left, and nobody reads it.
         """
         ticket, hedge, rules = asking.ticket, asking.ticket.hedge, self._rules
-        if not isinstance(hedge, Hedge):
+        if not isinstance(hedge, Hedge):  # a call within another request
             return None
         if hedge.left:
             raise gone()
@@ -145,6 +145,8 @@ class Hedging:
             return call(tuple(left[:1] if asking.decision.order else left))
 
         ended = await race(call(first), second, delay, ticket.gone, clock=self._clock)
+        # A time-out that the deadline has cut says nothing of who was asked.
+        trail_of(ticket).shortened = any(trail_of(one).shortened for one in begun)
         return self._end(asking, hedge, ended, [asked(one) or ids[0] for one in begun])
 
     def _end(self, asking: Try, hedge: Hedge, ended: Race[Any], who: Sequence[str]) -> list[dict[str, Any]]:
@@ -167,13 +169,12 @@ class Hedging:
             raise gone()
         if ended.won is None:
             assert last is not None  # noqa: S101 - narrows the type; nobody answered and nobody left
-            # Our calls' own zero would be taken for the deployment's setting.
-            params = asking.deployments.get(who[0], {}).get("litellm_params") or {}
+            params = asking.deployments.get(who[0], {}).get("litellm_params") or {}  # our calls' own zero is not meant
             last.num_retries = params.get("num_retries")  # type: ignore[attr-defined] # LiteLLM reads it
             raise HedgeFailedError(last)
         winner = who[ended.calls.index(ended.won)]
-        seconds = ended.won.ended - ended.won.began
-        hedge.answer = Answer(ended.won.answer, winner, seconds * 1000, cost_of(ended.won.answer), both)
+        milliseconds = (ended.won.ended - ended.won.began) * 1000
+        hedge.answer = Answer(ended.won.answer, winner, milliseconds, cost_of(ended.won.answer), both)
         if decision.order and decision.order[0] != winner:  # the headers tell who answered
             order = (winner, *(one for one in decision.order if one != winner))
             ticket.decision = replace(decision, order=order, model=ticket.models.get(winner))
