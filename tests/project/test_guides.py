@@ -54,6 +54,7 @@ def test_quickstart(reader: Reader) -> None:
     assert not re.search(r"Traceback|\*\*\*|Error", ended), ended
 
 
+@pytest.mark.slow("training")
 @pytest.mark.requirement("R-2.2", "R-2.3", "R-3.6")
 def test_strategies(reader: Reader) -> None:
     printed = list(reader.follow("docs/strategies.md").items())

@@ -151,12 +151,14 @@ class PgCluster:
         """Stop it at once, with its connections; `kill` as a power cut would."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
-            pid = int((self.data / "postmaster.pid").read_text().split()[0])
-            # Without their postmaster the others would go on serving whoever is connected.
-            others = _children(pid) if kill else []
-            for victim in (pid, *others):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(victim, 9 if kill else 2)
+            # It ends by itself with the thread that started it, and takes its file away shortly before.
+            with contextlib.suppress(FileNotFoundError):
+                pid = int((self.data / "postmaster.pid").read_text().split()[0])
+                # Without their postmaster the others would go on serving whoever is connected.
+                others = _children(pid) if kill else []
+                for victim in (pid, *others):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(victim, 9 if kill else 2)
             process.wait(20)
 
     def url(
