@@ -146,3 +146,14 @@ def messages(gateway: Gateway, group: str, **headers: str) -> httpx.Response:
     body = {"model": group, "messages": ASK, "max_tokens": 10}
     with httpx.Client(base_url=gateway.url, timeout=60, trust_env=False) as client:
         return client.post("/v1/messages", json=body, headers={"x-api-key": gateway.master_key, **headers})
+
+
+@pytest.mark.requirement("P-19")
+def test_a_stream_of_a_text_completion_has_to_begin_by_then(gateway: Gateway, upstreams: Upstreams) -> None:
+    upstreams.fault("st-drip-a", stall_after_chunks=0)
+    body = {"model": "st-drip", "prompt": "hello", "stream": True}
+    began = time.monotonic()
+    with httpx.Client(base_url=gateway.url, timeout=60, trust_env=False) as client:
+        headers = {"authorization": f"Bearer {gateway.master_key}", **DEADLINE}
+        answer = client.post("/v1/completions", json=body, headers=headers)
+    refused(answer, time.monotonic() - began)
