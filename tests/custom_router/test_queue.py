@@ -216,7 +216,7 @@ def test_keys_take_turns_and_a_flood_of_one_takes_no_room_of_another() -> None:
     for one, tenant in enumerate("aaaaaaaabbbc"):
         state, effects = step(state, Join(one, NORMAL, math.inf, tenant), 0.0)
         told(effects)
-    # a: 0 runs, 1 to 4 wait; 5 to 7 find no room. 8 and 9 of b take that of 4 and 3, then nobody has two more; 11 of c takes 2's.
+    # a: 0 runs, 1 to 4 wait; 5 to 7 find no room. 8 and 9 of b take that of 4 and 3, then none has two more; 11 of c takes 2's.
     assert (served, refused) == ([0], [5, 6, 7, 4, 3, 10, 2])
     for _ in range(4):
         state, effects = step(state, Leave(next(iter(state.running))), 0.0)

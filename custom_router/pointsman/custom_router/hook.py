@@ -19,10 +19,10 @@ from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.litellm_core_utils.prompt_templates.factory import resolve_structured_messages
 from litellm.proxy._types import LitellmUserRoles
-from opentelemetry import trace
 
 from pointsman.callbacks.spans import RequestSpans
 from pointsman.custom_router.affinity import Affinity
+from pointsman.custom_router.asked import request_of
 from pointsman.custom_router.breakers import Breakers
 from pointsman.custom_router.cascades.calls import inner_target, narrow
 from pointsman.custom_router.cascades.service import CascadeRefusedError, Cascades, State
@@ -46,20 +46,17 @@ from pointsman.custom_router.kwargs import (
     TEXT_CALLS,
     callers_connection,
     endpoint_of,
-    limit_of,
     metadata_of,
     number_of,
-    session_of,
-    sessions_of,
 )
 from pointsman.custom_router.opinion import RESTING
 from pointsman.custom_router.outcomes import Outcomes
 from pointsman.custom_router.override import Wish, read_wish
-from pointsman.custom_router.request import Endpoint, RoutingRequest, candidate_of
+from pointsman.custom_router.request import candidate_of
 from pointsman.custom_router.scores import Scores
 from pointsman.custom_router.session_keys import session_secret
 from pointsman.custom_router.stalls import Stalls
-from pointsman.custom_router.text import gemini_turns, text_of
+from pointsman.custom_router.text import gemini_turns
 from pointsman.custom_router.verdicts import sink, tell
 from pointsman.decisions.ticket import Ticket, current_ticket
 from pointsman.errors import PointsmanError
@@ -77,15 +74,6 @@ def _may_go_on(ticket: Ticket) -> None:
     """Raises `CascadeRefusedError` in every group, once the request's cascade has spent its budget or the client has left."""
     if isinstance(ticket.cascade, State):
         ticket.cascade.check()
-
-
-def _ids(value: object) -> tuple[str, ...]:
-    return tuple(str(item) for item in value) if isinstance(value, list | tuple | set | frozenset) else ()
-
-
-def _trace_id() -> str | None:
-    context = trace.get_current_span().get_span_context()
-    return f"{context.trace_id:032x}" if context.is_valid else None
 
 
 class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
@@ -261,35 +249,18 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
         ticket.models.update((candidate.deployment_id, candidate.model) for candidate in candidates)
         ticket.prices = {one.deployment_id: one.prices for one in candidates if one.prices is not None}
         ticket.group = ticket.group or group
-        endpoint: Endpoint = ticket.endpoint or "text"
         # For other endpoints LiteLLM makes up a message.
         turns: Sequence[Mapping[str, Any]] = ()
-        if endpoint == "text":
+        if ticket.endpoint in (None, "text"):
             turns = resolve_structured_messages(messages, kwargs) or gemini_turns(kwargs.get("contents"))
-        sessions = sessions_of(kwargs, ticket.asked)
-        key_user, asker = metadata.get("user_api_key_user_id"), kwargs.get("user")
-        request = RoutingRequest(
-            group=group,
-            text=text_of(turns),
-            candidates=candidates,
-            request_id=ticket.request_id or kwargs.get("litellm_call_id"),
-            trace_id=_trace_id(),
-            key_hash=metadata.get("user_api_key_hash") or metadata.get("user_api_key"),
-            team_id=metadata.get("user_api_key_team_id"),
-            user_id=key_user,
-            retries=retries,
-            excluded=frozenset(
-                _ids(kwargs.get("_excluded_deployment_ids")) + _ids(kwargs.get("_retry_skipped_deployment_ids"))
-            ),
-            endpoint=endpoint,
+        request = request_of(
+            group,
+            candidates,
+            turns,
+            kwargs,
+            ticket,
             wish=ticket.wish if isinstance(ticket.wish, Wish) else self._without_headers(metadata),
-            messages=turns,
-            system=kwargs.get("system") or kwargs.get("instructions"),
-            given=ticket.given,  # the router keeps it from its callbacks
-            asker=asker if isinstance(asker, str) and asker else key_user,
-            session=session_of(sessions),
-            sessions=sessions,
-            max_tokens=limit_of(kwargs),
+            retries=retries,
             continues=continued_from(kwargs),
             elsewhere=partial(has_elsewhere, group, deployments, kwargs, ticket),
         )
@@ -318,7 +289,7 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
                 raise
         known = {candidate.deployment_id: item for item, candidate in zip(left, candidates, strict=True)}
         chosen = [item for name, item in known.items() if name in keep] or deployments
-        if self._hedging is None or endpoint != "text":
+        if self._hedging is None or request.endpoint != "text":
             return chosen
         ids = [name for name in known if name in keep]
         return await self._hedging.serve(Try(ticket, decision, group, ids, known, messages or (), kwargs, metadata)) or chosen
