@@ -36,6 +36,7 @@ LITELLM_SERIES = 100
 # Rules whose vector is empty as long as all is well, or that want a longer history than a test has.
 QUIET = {"PointsmanDown", "PointsmanStrategyDegraded", "PointsmanWorkerBehind", "PointsmanConfigRejected"}
 QUIET |= {"PointsmanStrategyUndecided", "PointsmanSavedCostFalling", "PointsmanDecisionsDropped"}
+QUIET |= {"PointsmanAnswersUnusable", "PointsmanSharingFailing"}
 QUIET |= {"PointsmanSpendLagging", "PointsmanGroupInPanic", "PointsmanRetryBudgetSpent", "PointsmanQueueRefusing"}
 
 
@@ -103,7 +104,8 @@ def traffic(stand: Stand) -> None:
     assert stand.ask(admin, "auto", HARD).status_code == 200  # at the second try
     assert stand.ask(admin, "auto", " ").status_code == 200  # nothing to score
     assert "served by backup" in stand.ask(admin, "shaky").text
-    assert stand.ask(admin, "dead").status_code == 500
+    for _ in range(3):  # its breaker opens
+        assert stand.ask(admin, "dead").status_code in (500, 503)
     assert stand.ask(admin, "nobody").status_code in (400, 404)
     assert stand.ask(stand.gateway.http("sk-forged"), "auto").status_code == 401
     stand.upstreams.clear()
@@ -288,7 +290,7 @@ def test_one_request_with_a_fallback_is_one_trace_with_its_lines_and_counts(upst
         answer = gateway.admin.post("/v1/chat/completions", json=body, headers=parent)
         assert "served by backup" in answer.text
         wait_for(lambda: any(span.parent_span_id.hex() == client for span in collector.spans(trace_id)), 60, "its spans")
-        wait_for(lambda: len(collector.logs(trace_id)) >= 7, 60, "its lines")
+        wait_for(lambda: len(collector.logs(trace_id)) >= 6, 60, "its lines")
         scrape = gateway.admin.get("/metrics/").text
         gateway.stop()  # what was still on its way is sent
         spans, lines = collector.spans(trace_id), collector.logs(trace_id)
@@ -306,7 +308,7 @@ def test_one_request_with_a_fallback_is_one_trace_with_its_lines_and_counts(upst
     routed = [attributes(span.attributes)["pointsman.decision.id"] for span in spans if span.name == "pointsman.route"]
     assert sorted(routed) == sorted(decisions)
     failed = [attributes(line.attributes) for line in lines if line.severity_text == "WARNING"]
-    assert [line["attempt"] for line in failed] == [1, 2, 3]
+    assert [line["attempt"] for line in failed] == [1, 2]
     assert {line["request_id"] for line in failed} == {attributes(lines[0].attributes)["request_id"]}
     for count in (
         'pointsman_requests_total{endpoint="chat/completions",group="auto",status="200"} 1.0',
