@@ -75,7 +75,6 @@ from pointsman.callbacks.logs import Logs
 from pointsman.callbacks.metrics import Metrics
 from pointsman.callbacks.spans import RequestSpans
 from pointsman.custom_router.hook import router_hook
-from pointsman.decisions.store import DecisionStore
 
 instance = CustomLogger()  # in all gateways, so that it costs them the same
 sinks, spans, count = router_hook.outcomes.sinks, router_hook._spans, Metrics.request
@@ -84,10 +83,11 @@ ways = itertools.cycle(os.environ["BENCH_TELEMETRY"].split(","))
 
 
 def turn(*_):
-    owners = (DecisionStore, *signals.get(next(ways), ()))
-    router_hook.outcomes.sinks = tuple(put for put in sinks if isinstance(put.__self__, owners))
-    router_hook._spans = spans if RequestSpans in owners else None
-    Metrics.request = count if Metrics in owners else lambda *_: None
+    told = signals.get(next(ways), ())
+    silent = tuple({Metrics, RequestSpans, Logs} - {*told})  # the store, breakers and scores listen always
+    router_hook.outcomes.sinks = tuple(put for put in sinks if not isinstance(getattr(put, "__self__", None), silent))
+    router_hook._spans = spans if RequestSpans in told else None
+    Metrics.request = count if Metrics in told else lambda *_: None
 
 
 signal.signal(signal.SIGUSR1, turn)
