@@ -77,7 +77,7 @@ class QueueMachine(RuleBasedStateMachine):
                     assert self.others[one][own] >= 0, "another key has more than its turns"
             assert len(self.running) < self.state.limit, "more than may run"
             assert self.deadlines[effect.id] > self.now, "admitted though late"
-            queue.pop(0)
+            queue.remove(effect.id)
             self.running.append(effect.id)
             for priority, others in self.waiting.items():
                 self.passed[priority] = self.passed[priority] + 1 if others and priority != effect.priority else 0
@@ -165,7 +165,7 @@ class QueueMachine(RuleBasedStateMachine):
     def nobody_is_lost(self) -> None:
         assert set(self.state.running) == set(self.running)
         assert {
-            priority: [one.id for one in of_class] for priority, of_class in zip(Priority, self.state.waiting, strict=True)
+            priority: sorted(one.id for one in of_class) for priority, of_class in zip(Priority, self.state.waiting, strict=True)
         } == self.waiting
         assert not any(self.deadlines[one] <= self.now for others in self.waiting.values() for one in others)
 
