@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp
 
 from pointsman.callbacks.red import Measured
+from pointsman.http.anew import Anew
 from pointsman.http.drain import InFlight
 from pointsman.http.tickets import Tickets
 
@@ -68,7 +69,7 @@ def build_app(runtime: Runtime) -> InFlight:
     install_error_handler(app)
     for make_router in ROUTERS:
         app.include_router(make_router(runtime))
-    wrapped: ASGIApp = Measured(app, runtime.metrics)
+    wrapped: ASGIApp = Measured(Anew(app), runtime.metrics)
     for wrap in MIDDLEWARE:
         wrapped = wrap(wrapped)
     return InFlight(wrapped)

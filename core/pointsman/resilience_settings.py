@@ -262,6 +262,11 @@ class FailoverSettings(_Part):
     first_token: Seconds | None = Field(
         None, description="Seconds from asking a deployment for a stream to its first content; later: another one is asked."
     )
+    stalled: bool = Field(
+        True,
+        description="Begin requests for text and embeddings anew that wait for an upstream whose breaker opened as `stalled`, "
+        "twice at most; off: they wait until something times out.",
+    )
     streams: bool = Field(
         True,
         description="Hold a stream's first events back until there is content, and ask another deployment if it breaks before; "

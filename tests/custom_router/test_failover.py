@@ -289,7 +289,7 @@ class Watched:
 
     def __init__(self, **asked: str) -> None:
         self.again = Again(FailoverSettings(), time.monotonic, lambda: 0.0)
-        self.ticket, self.cut = Ticket(asked=asked), list[Exception]()
+        self.ticket, self.cut, self.lost = Ticket(asked=asked), list[Exception](), list[Exception]()
         self.again.begin(self.ticket, {}, "acompletion")
 
     async def ask(self, seconds: float, call: str = "acompletion", *, says: bool = True) -> str:
@@ -300,7 +300,8 @@ class Watched:
             await asyncio.sleep(seconds)
             return "answer"
 
-        check = asyncio.create_task(self.again.watch(self.ticket, call, lambda _, error: self.cut.append(error)))
+        told = (lambda _, error: self.cut.append(error), lambda _, error: self.lost.append(error))
+        check = asyncio.create_task(self.again.watch(self.ticket, call, *told))
         self.work = asyncio.create_task(router())
         try:
             _, answer = await asyncio.gather(check, self.work)
@@ -332,6 +333,55 @@ async def test_what_is_answered_in_time_is_not_held_up() -> None:
         assert await watched.ask(0.01) == "answer"
         assert time.monotonic() - began < 5
         assert not watched.cut
+
+
+async def given_up(watched: Watched, seconds: float = 30.0) -> str:
+    """Ask, and give up as soon as the router works."""
+
+    async def give_up() -> None:
+        await trail_of(watched.ticket).routed.wait()
+        await asyncio.sleep(0)
+        trail_of(watched.ticket).give_up()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(give_up())
+        return await watched.ask(seconds)
+
+
+@pytest.mark.requirement("P-19")
+async def test_one_whose_upstream_hangs_is_begun_anew_twice_and_knows_whom_it_asked() -> None:
+    watched = Watched()
+    for repeats in range(2):
+        watched.ticket.repeatable, watched.ticket.retries, watched.ticket.groups = True, (1, 0), {"m"}
+        with pytest.RaisesGroup(StopError):
+            await given_up(watched)
+        assert [type(error).__name__ for error in watched.lost] == ["StalledError"] * (repeats + 1)
+        assert watched.work.cancelled()
+        assert watched.ticket.repeat
+        note(watched.ticket, "a", watched.lost[-1], time.monotonic(), None)
+        watched.ticket.repeat, watched.ticket.repeats = False, repeats + 1  # `http.anew`
+        watched.again.begin(watched.ticket, {}, "acompletion")
+        trail = trail_of(watched.ticket)
+        assert (watched.ticket.retries, watched.ticket.groups) == ((0, 0), set()), "LiteLLM begins at its beginning"
+        assert trail.again, "its first try is a further one"
+        assert trail.router is None
+        assert trail.limit is None, "and may be made"
+        assert [one.deployment_id for one in trail.tried] == ["a"] * (repeats + 1)
+    assert await given_up(watched, 0.05) == "answer", "often enough: now it waits"
+    assert not watched.ticket.repeat
+
+
+@pytest.mark.parametrize("why", ["not held whole", "a cascade", "off"])
+async def test_what_cannot_be_begun_anew_goes_on_waiting_until_its_deadline(why: str) -> None:
+    watched = Watched(**{"x-pointsman-deadline-ms": "300"})
+    watched.ticket.repeatable = why != "not held whole"
+    watched.ticket.cascade = "one" if why == "a cascade" else None
+    watched.again.rules = watched.again.rules.model_copy(update={"stalled": why != "off"})
+    with pytest.RaisesGroup(StopError):
+        await given_up(watched)
+    assert len(watched.cut) == 1
+    assert not watched.lost
+    assert not watched.ticket.repeat
 
 
 async def test_a_call_that_never_tells_of_its_router_is_left_alone() -> None:

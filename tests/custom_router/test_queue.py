@@ -165,7 +165,8 @@ class QueueMachine(RuleBasedStateMachine):
     def nobody_is_lost(self) -> None:
         assert set(self.state.running) == set(self.running)
         assert {
-            priority: sorted(one.id for one in of_class) for priority, of_class in zip(Priority, self.state.waiting, strict=True)
+            priority: sorted(one.id for one in of_class)
+            for priority, of_class in zip(Priority, self.state.waiting, strict=True)
         } == self.waiting
         assert not any(self.deadlines[one] <= self.now for others in self.waiting.values() for one in others)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from support.gateway import Gateway
@@ -19,17 +21,24 @@ pytestmark = pytest.mark.slow("resilience")
 
 AFTER = 2.0
 """`stall_after`, seconds."""
+CHATS = "/v1/chat/completions"
+DEADLINE = {"x-pointsman-deadline-ms": "2000"}
 ASK = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
-def gateway(upstreams: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    groups = {"plain": "abc", "stream": "abc", "headers": "abc", "drip": "a", "wait": "a"}
+def gateway(
+    upstreams: Upstreams, new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
+    groups = {"plain": "abc", "stream": "abc", "headers": "abc", "drip": "a", "wait": "a", "slots": "ab", "kinds": "ab"}
     models = [
         deployment(f"st-{group}", f"st-{group}-{name}", f"openai/{group}-{name}", upstreams.url(f"st-{group}-{name}"))
         for group, names in groups.items()
         for name in names
     ]
+    for model in models:  # nearly all go to the first one, where that serves
+        if model["model_name"] in ("st-slots", "st-kinds") and model["model_info"]["id"].endswith("-a"):
+            model["litellm_params"]["weight"] = 10_000
     config = {
         "model_list": models,
         "router_settings": {"num_retries": 2},
@@ -37,7 +46,7 @@ def gateway(upstreams: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> I
         "general_settings": {},
         "pointsman": {"resilience": {"breaker": {"stall_after": AFTER, "recovery": 6.0, "jitter": 0.0}}},
     }
-    instance = Gateway(config, tmp_path_factory.mktemp("stalls"), None, workers=1).start()
+    instance = Gateway(config, tmp_path_factory.mktemp("stalls"), new_database(), workers=1).start()
     yield instance
     instance.stop()
 
@@ -48,11 +57,12 @@ def well(upstreams: Upstreams) -> Iterator[None]:
     upstreams.clear()
 
 
-def ask(gateway: Gateway, group: str, timeout: float = 60.0, **more: Any) -> httpx.Response:
-    body = {"model": f"st-{group}", "messages": ASK, **more.pop("body", {})}
+def ask(gateway: Gateway, group: str, timeout: float = 60.0, path: str = CHATS, **more: Any) -> httpx.Response:
+    asked = {"model": f"st-{group}", "messages": ASK, **more.pop("body", {})}
+    body = {name: value for name, value in asked.items() if value is not None}
     with httpx.Client(base_url=gateway.url, timeout=timeout, trust_env=False) as client:
         headers = {"authorization": f"Bearer {gateway.master_key}", **more}
-        return client.post("/v1/chat/completions", json=body, headers=headers)
+        return client.post(path, json=body, headers=headers)
 
 
 def breaker(gateway: Gateway, name: str) -> dict[str, Any]:
@@ -87,10 +97,10 @@ def test_one_that_hangs_is_noticed_though_nothing_times_out_and_comes_back(
         assert opened - began < AFTER + 6
         served = [ask(gateway, how, 5.0, body=body).status_code for _ in range(20)]  # the rest is 6 s
         assert served.count(200) >= 19, "but for a probe, which the gateway cannot tell from them"
-        if how == "headers":  # but for the last of them, which may be a probe
-            wait_for(lambda: sum(one.done() for one in asked) >= len(asked) - 1, 10, "who waits for content gets it elsewhere")
+        # But for the last of them, which may be a probe.
+        wait_for(lambda: sum(one.done() for one in asked) >= len(asked) - 1, 15, "who waits gets an answer elsewhere")
         upstreams.clear(bad)
-        assert {one.result().status_code for one in asked} == {200}, "whoever waited goes on undisturbed"
+        assert {one.result().status_code for one in asked} == {200}
 
     def back() -> bool:
         ask(gateway, how, body=body)
@@ -102,7 +112,76 @@ def test_one_that_hangs_is_noticed_though_nothing_times_out_and_comes_back(
     assert lines, "and the metric says why"
 
 
-DEADLINE = {"x-pointsman-deadline-ms": "2000"}
+def rows(gateway: Gateway, key: str) -> list[tuple[str, float]]:
+    """Status and spend of what LiteLLM keeps of a key's requests."""
+    assert gateway.database_url is not None
+    select = 'SELECT status, spend FROM "LiteLLM_SpendLogs" WHERE api_key = %s'
+    with psycopg.connect(gateway.database_url) as connection:
+        return connection.execute(select, [hashlib.sha256(key.encode()).hexdigest()]).fetchall()
+
+
+def counted(gateway: Gateway, name: str) -> float:
+    lines = [line for line in gateway.admin.get("/metrics/").text.splitlines() if line.startswith(name) and "st-slots" in line]
+    return sum(float(line.rpartition(" ")[2]) for line in lines if 'status="200"' in line or "status" not in line)
+
+
+@pytest.mark.requirement("F-3", "P-19")
+def test_who_waits_for_one_that_hangs_is_begun_anew_and_gives_back_what_it_had_taken(
+    gateway: Gateway, upstreams: Upstreams
+) -> None:
+    key, at_once = gateway.new_key(max_parallel_requests=4), 4
+    headers = {"authorization": f"Bearer {key}"}
+
+    def all_at_once(**more: Any) -> list[httpx.Response]:
+        with ThreadPoolExecutor(at_once) as clients:
+            asked = [clients.submit(ask, gateway, "slots", 60.0, **headers, **more) for _ in range(at_once)]
+            return [one.result() for one in asked]
+
+    for _ in range(60):
+        assert ask(gateway, "slots").status_code == 200
+    wait_for(lambda: breaker(gateway, "st-slots-a")["state"] == "closed", 5, "it serves")
+    upstreams.fault("st-slots-a", hang=True)
+    late = all_at_once(**DEADLINE)
+    assert {answer.status_code for answer in late} <= {504, 200}
+    before = counted(gateway, "pointsman_requests_total")
+    found = all_at_once()
+    assert [answer.status_code for answer in found] == [200] * at_once, "its places were given back at the deadline"
+    assert {answer.headers["x-litellm-model-id"] for answer in found} == {"st-slots-b"}
+    assert counted(gateway, "pointsman_requests_total") - before == at_once, "each is one request"
+    again = all_at_once()
+    assert [answer.status_code for answer in again] == [200] * at_once, "and where it was begun anew"
+    good = sum(answer.status_code == 200 for answer in (*late, *found, *again))
+    wait_for(lambda: [one[0] for one in rows(gateway, key)].count("success") >= good, 60, "they are booked")
+    booked = rows(gateway, key)
+    assert [status for status, _ in booked].count("success") == good
+    assert sum(spend for status, spend in booked if status != "success") == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHATS, {"stream": True}),
+        ("/v1/messages", {"max_tokens": 10}),
+        ("/v1/completions", {"messages": None, "prompt": "hello"}),
+        ("/v1/embeddings", {"messages": None, "input": "hello"}),
+    ],
+)
+def test_whatever_was_asked(gateway: Gateway, upstreams: Upstreams, path: str, body: dict[str, Any]) -> None:
+    body = {**body}
+    for _ in range(40):
+        assert ask(gateway, "kinds", path=path, body=body).status_code == 200
+    wait_for(lambda: breaker(gateway, "st-kinds-a")["state"] == "closed", 30, "it serves")
+    upstreams.fault("st-kinds-a", hang=True)
+    with ThreadPoolExecutor(4) as clients:
+        asked = [clients.submit(ask, gateway, "kinds", 60.0, path, body=body) for _ in range(4)]
+        found = [one.result() for one in asked]
+    assert [answer.status_code for answer in found] == [200] * 4, found[0].text
+    assert {answer.headers["x-litellm-model-id"] for answer in found} == {"st-kinds-b"}
+    admin = {"authorization": f"Bearer {gateway.master_key}"}
+    held = {"upstream": "st-kinds-a", "action": "free"}
+    httpx.post(f"{gateway.url}/pointsman/breakers", json=held, headers=admin, trust_env=False).raise_for_status()
+
+
 LATE = 2.0 + 2.5
 """Seconds that such a request may take on a machine that runs other tests besides; without the watch it is 20 and more."""
 

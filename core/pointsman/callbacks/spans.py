@@ -130,6 +130,13 @@ class RequestSpans:
         _PROPAGATOR.inject(headers, context=trace.set_span_in_context(NonRecordingSpan(context)))
         return headers
 
+    @staticmethod
+    def traceparent() -> str | None:
+        """What names the span in which this is called as a parent (W3C Trace Context); None: there is none."""
+        headers: dict[str, str] = {}
+        _PROPAGATOR.inject(headers)
+        return headers.get("traceparent")
+
     def queued(self, ticket: Ticket, group: str, priority: str, start: int, error: str | None = None) -> None:
         """A request has waited for its turn.
 

@@ -84,6 +84,10 @@ class Ticket:
         fallbacks: the request's own list of fallbacks, False where it wants none, None where it says nothing.
         groups: model groups that were asked so far.
         hedge: of a request that may be hedged, its class and what came of it (`custom_router.hedging.service.Hedge`), or None.
+        repeatable: the request is held whole and nothing of its answer has begun (`http.anew`).
+        repeat: whoever waits for its upstream has given up; the answer that comes is dropped and the request begun anew.
+        repeats: how often it was begun anew.
+        traceparent: what ties it to its trace when it is begun anew, or None.
         breaker_changes: of breakers in this request, for its next span: nanoseconds since the epoch, upstream, state before,
             state after, cause.
     """
@@ -131,6 +135,10 @@ class Ticket:
     hedge: object | None = None
     under_way: set[tuple[str, str]] = field(default_factory=set)
     settled: Callable[[Ticket, int], None] | None = None
+    repeatable: bool = False
+    repeat: bool = False
+    repeats: int = 0
+    traceparent: str | None = None
 
     def settle(self, status: int) -> None:
         """Tell what waits for the answer's status."""

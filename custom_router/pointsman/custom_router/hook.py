@@ -192,9 +192,14 @@ class RouterHook(CustomLogger):  # type: ignore[misc] # LiteLLM is not typed
             raise HTTPException(error.status, error.as_json()["error"]) from error
 
     async def async_moderation_hook(self, data: dict[str, Any], user_api_key_dict: Any, call_type: str) -> None:
-        """Beside the call of the model: ends it when the request's deadline has passed."""
-        if (ticket := current_ticket()) is not None and self._again is not None:
-            await self._again.watch(ticket, str(call_type), self.outcomes.cut)
+        """Beside the call of the model: ends it when the request's deadline has passed, or its upstream hangs."""
+        if (ticket := current_ticket()) is None or self._again is None:
+            return
+        try:
+            await self._again.watch(ticket, str(call_type), self.outcomes.cut, self.outcomes.given_up)
+        finally:
+            if ticket.repeat and self._spans is not None:
+                ticket.traceparent = self._spans.traceparent()
 
     async def async_filter_deployments(
         self,

@@ -124,6 +124,12 @@ class Outcomes:
             trail.shortened = True
             self._failed(ticket, trail.asking.decision_id, trail.asking.deployment_id, TimeoutError(str(exception)))
 
+    def given_up(self, ticket: Ticket, exception: Exception) -> None:
+        """The try that is under way was ended because its upstream hangs."""
+        asking = trail_of(ticket).asking
+        if asking is not None:
+            self._failed(ticket, asking.decision_id, asking.deployment_id, exception)
+
     def _failed(
         self,
         ticket: Ticket,
@@ -162,9 +168,9 @@ class Outcomes:
         )
 
     def request_failed(self, exception: Exception) -> None:
-        """The request ended badly, after all attempts."""
+        """The request ended badly, after all attempts; of one that is begun anew nothing has ended."""
         ticket = current_ticket()
-        if ticket is None:
+        if ticket is None or ticket.repeat:
             return
         cause = exception.cause if isinstance(exception, StopError) else None
         ticket.error = type(cause or exception).__name__

@@ -3,8 +3,8 @@
 A breaker hears of an attempt when it ends. Here it is known which attempts at text and embeddings are under way: begun when the
 provider is asked, over when its answer (a stream's first content) goes to the client, when the attempt fails, or with the
 request. When `consecutive_failures` of one upstream have waited for too long, and nothing came from it since the oldest of them
-began, its breaker is opened as `stalled`; of one that is half open a probe is enough. Streams whose headers have come are begun
-anew elsewhere (`failover`); whoever waits otherwise goes on waiting.
+began, its breaker is opened as `stalled`; of one that is half open a probe is enough. Whoever has waited for so long is begun
+anew elsewhere (`failover`).
 
 One event loop owns it; nothing here waits. As many attempts are known as requests are in flight. Each worker knows its own.
 """

@@ -18,7 +18,7 @@ from pointsman.custom_router.failover.backoff import full_jitter
 from pointsman.custom_router.failover.budget import Budgets
 from pointsman.custom_router.failover.stop import Limit, StopError
 from pointsman.custom_router.failover.trail import Trail, deadline_of, trail_of
-from pointsman.custom_router.failover.watch import watch
+from pointsman.custom_router.failover.watch import StalledError, watch
 from pointsman.custom_router.kwargs import EMBEDDING_CALLS, TEXT_CALLS
 from pointsman.decisions.ticket import Ticket
 from pointsman.resilience_settings import FailoverSettings
@@ -27,6 +27,8 @@ __all__ = ["Again", "Choices"]
 
 NAMES = {"timeout", "request_timeout", "stream_timeout"}
 WATCHED = TEXT_CALLS | EMBEDDING_CALLS
+MAX_REPEATS = 2
+"""How often a request whose upstream hangs is begun anew."""
 LEAST_TIMEOUT = 0.05
 """Seconds of a try's time-out at least, however near the deadline is."""
 
@@ -72,9 +74,14 @@ class Again:
         self._budgets = Budgets(rules, clock)
 
     def begin(self, ticket: Ticket, data: dict[str, Any], call: str) -> None:
-        """A request begins: until when it must be answered."""
+        """A request begins, or begins anew: until when it must be answered."""
         if self.rules.enabled:
             trail = trail_of(ticket)
+            if trail.repeats < ticket.repeats:
+                trail.begin_anew()
+                # LiteLLM counts its tries from the beginning, and goes once more through the groups.
+                ticket.retries, ticket.picked, ticket.cascade, ticket.hedge = (0, 0), None, None, None
+                ticket.groups.clear()
             trail.call = call
             trail.deadline = deadline_of(ticket.asked, data, self.rules.deadline, ticket.started)
 
@@ -144,19 +151,25 @@ class Again:
         trail.shortened = "timeout" in cut or "stream_timeout" in cut
         return cut
 
-    async def watch(self, ticket: Ticket, call: str, cut: Callable[[Ticket, Exception], None]) -> None:
+    async def watch(
+        self, ticket: Ticket, call: str, cut: Callable[[Ticket, Exception], None], lost: Callable[[Ticket, Exception], None]
+    ) -> None:
         """Beside LiteLLM's call of a model, until that ends.
 
         Args:
             ticket: the request's.
             call: LiteLLM's name of the call; others than for words and embeddings may not tell of their beginning.
             cut: is told of the try that is under way when the deadline has passed.
+            lost: is told of the try that is under way when the request is begun anew because its upstream hangs.
 
         Raises:
-            StopError: the deadline has passed.
+            StopError: the deadline has passed, or the request is begun anew.
         """
         trail = ticket.trail
-        if not isinstance(trail, Trail) or trail.deadline == math.inf or call not in WATCHED:
+        if not isinstance(trail, Trail) or call not in WATCHED:
+            return
+        repeatable = self.rules.stalled and ticket.repeatable and ticket.repeats < MAX_REPEATS
+        if trail.deadline == math.inf and not repeatable:
             return
 
         def late() -> StopError:
@@ -164,7 +177,15 @@ class Again:
             cut(ticket, stop)
             return stop
 
-        await watch(trail, self._clock, late)
+        def given_up() -> StopError | None:
+            if not repeatable or ticket.cascade is not None:  # what a cascade has asked so far is paid for
+                return None
+            stalled = StalledError("nothing came from it, and its breaker is open")
+            lost(ticket, stalled)
+            ticket.repeat = True
+            return StopError("stalled", stalled)
+
+        await watch(trail, self._clock, late, given_up)
 
     def _free(self, trail: Trail, fresh: Collection[str]) -> bool:
         if not fresh:

@@ -11,9 +11,10 @@ from typing import Literal, TypeAlias
 
 __all__ = ["Limit", "StopError"]
 
-Limit: TypeAlias = Literal["deadline", "budget", "retry_after", "exhausted", "stream"]
+Limit: TypeAlias = Literal["deadline", "budget", "retry_after", "exhausted", "stream", "stalled"]
 """What ended it: the deadline; the group's retry budget; a provider that wants to be left alone for longer than is waited;
-everybody of the group has failed and the next group is to be tried; a stream had begun."""
+everybody of the group has failed and the next group is to be tried; a stream had begun; its upstream hangs, and the request is
+begun anew."""
 
 WORDS: dict[Limit, str] = {
     "deadline": "E4730: the request's deadline has passed.",
@@ -21,6 +22,7 @@ WORDS: dict[Limit, str] = {
     "retry_after": "E4732: the provider asks to be left alone for longer than is waited.",
     "exhausted": "All deployments of its model group have failed.",
     "stream": "A stream had begun.",
+    "stalled": "Nothing came from its upstream.",
 }
 NOT_TO_BE_REPEATED = 400
 

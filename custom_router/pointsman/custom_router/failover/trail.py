@@ -63,6 +63,8 @@ class Trail:
         again: the try that comes is such a one.
         waits: a stream's first content is waited for, and whoever wants may end that (`give_up`).
         router: the task in which LiteLLM's router works for it, once that has begun, which `routed` tells.
+        hopeless: of a request that can be begun anew, what ends the wait for the router's work (`give_up`).
+        repeats: how often the request was begun anew, as far as this trail knows.
     """
 
     deadline: float = math.inf
@@ -82,11 +84,22 @@ class Trail:
     waits: asyncio.Timeout | None = None
     router: asyncio.Task[Any] | None = None
     routed: asyncio.Event = field(default_factory=asyncio.Event)
+    hopeless: asyncio.Future[None] | None = None
+    repeats: int = 0
 
     def give_up(self) -> None:
-        """Wait no longer for a stream's first content, where that is what the request does."""
-        if self.waits is not None and not self.waits.expired():
-            self.waits.reschedule(0.0)
+        """Wait no longer for whoever is asked: for a stream's first content, or for the beginning of an answer."""
+        if self.waits is not None:
+            if not self.waits.expired():
+                self.waits.reschedule(0.0)
+        elif self.hopeless is not None and not self.hopeless.done():
+            self.hopeless.set_result(None)
+
+    def begin_anew(self) -> None:
+        """The same request comes once more: what it tried stays known, and its first try now counts as a further one."""
+        self.repeats += 1
+        self.router, self.routed, self.hopeless = None, asyncio.Event(), None
+        self.asking, self.again, self.streaming = None, True, False
 
     def told(self) -> str:
         """What was tried and why it failed, in a sentence, without anything a provider wrote; empty: nothing was."""

@@ -1,24 +1,32 @@
-"""The deadline holds whatever LiteLLM waits for: an answer that comes a byte at a time, its own pause before a try.
+"""Ends LiteLLM's work on a request whatever it waits for: at the deadline, and when its upstream hangs.
 
 LiteLLM runs checks of a request beside the call of its model, and ends that call when a check fails. The watch is such a check:
-it waits for the call's end, and fails when the deadline has passed before. So the request ends as any that failed does, with
-LiteLLM's own hooks and in the endpoint's form, and what it had taken is given back. Streams have their guard (`streams`) as
-soon as LiteLLM has one to read.
+it waits for the call's end, and fails when the deadline has passed before, or when whoever is asked is known to hang
+(`stalls`). So the request ends as any that failed does, with LiteLLM's own hooks and in the endpoint's form, and what it had
+taken is given back. Of one whose upstream hangs, `http.anew` drops that answer and begins it anew. Streams have their guard
+(`streams`) as soon as LiteLLM has one to read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from pointsman.custom_router.failover.stop import StopError
 from pointsman.custom_router.failover.trail import Trail
 from pointsman.decisions.ticket import Ticket
 
-__all__ = ["GRACE", "runs", "watch"]
+__all__ = ["GRACE", "StalledError", "runs", "watch"]
 
 GRACE = 0.25
 """Seconds after the deadline that are left to the time-out of the try, which ends then too and says more."""
+ROUTED_WITHIN = 30.0
+"""Seconds in which LiteLLM's router is at work, or the call is none that is watched."""
+
+
+class StalledError(TimeoutError):
+    """Nothing came from an upstream for so long that its breaker was opened as stalled."""
 
 
 def runs(ticket: Ticket | None) -> None:
@@ -29,22 +37,39 @@ def runs(ticket: Ticket | None) -> None:
         trail.routed.set()
 
 
-async def watch(trail: Trail, clock: Callable[[], float], late: Callable[[], StopError]) -> None:
+async def watch(
+    trail: Trail, clock: Callable[[], float], late: Callable[[], StopError], lost: Callable[[], StopError | None]
+) -> None:
     """Return when the router's work is done.
 
     Args:
-        trail: the request's; it has a deadline.
+        trail: the request's; it has a deadline, or can be begun anew.
         clock: monotonic seconds.
-        late: what to raise when it has passed.
+        late: what to raise when the deadline has passed.
+        lost: what to raise when whoever is asked hangs; None: go on waiting.
 
     Raises:
-        StopError: it has passed.
+        StopError: it has to end.
     """
+
+    def left(most: float) -> float | None:
+        seconds = min(most, trail.deadline + GRACE - clock())
+        return None if seconds == math.inf else max(0.0, seconds)
+
+    hopeless = asyncio.get_running_loop().create_future()
+    trail.hopeless = hopeless
     try:
-        async with asyncio.timeout(max(0.0, trail.deadline + GRACE - clock())):
+        async with asyncio.timeout(left(ROUTED_WITHIN)):
             await trail.routed.wait()
-            if trail.router is not None:
-                await asyncio.wait({trail.router})
     except TimeoutError:
-        if trail.router is not None and not trail.router.done():
-            raise late() from None
+        return
+    router = trail.router
+    if router is None:
+        return
+    await asyncio.wait({router, hopeless}, timeout=left(math.inf), return_when=asyncio.FIRST_COMPLETED)
+    if hopeless.done() and not router.done():
+        if (error := lost()) is not None:
+            raise error
+        await asyncio.wait({router}, timeout=left(math.inf))
+    if not router.done():
+        raise late()
