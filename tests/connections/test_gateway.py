@@ -27,8 +27,8 @@ pytestmark = pytest.mark.slow("connections")
 
 SCHEMA = 'its "own" schema'
 POOL = 4
-AT_MOST = POOL + 3 + 2
-"""The engine's, a decision writer for each of two workers, the supervisor's upkeep and two to build indexes."""
+AT_MOST = POOL + 4 + 2
+"""The engine's, a decision writer for each of two workers, in the supervisor upkeep and feedback, and two to build indexes."""
 CONFIG = {
     "model_list": [{"model_name": "m", "litellm_params": {"model": "mock/m", "mock": {"answer": "hello"}}}],
     "general_settings": {"database_connection_pool_limit": POOL // 2},
