@@ -72,6 +72,11 @@ class BreakerSettings(_Part):
     )
     probes_to_close: int = Field(2, ge=1, le=1_000, description="How many of them must have succeeded.")
     probe_timeout: Seconds = Field(30.0, description="Seconds after which one that has not ended makes room for another.")
+    suspect_after: Seconds = Field(
+        1.0,
+        description="Seconds, at least, of such a wait as opens it after `stall_after` and `stall_factor` times what is usual, "
+        "after which other upstreams are asked first, until anything comes from this one.",
+    )
     stall_after: Seconds = Field(
         5.0,
         description="Seconds, at least, that `consecutive_failures` attempts must have waited at once without an answer "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from pointsman.custom_router.breaker import Open
 from pointsman.custom_router.breakers import Breakers
 from pointsman.custom_router.failover.trail import trail_of
-from pointsman.custom_router.request import Candidate
+from pointsman.custom_router.filters import SuspectedFilter
+from pointsman.custom_router.request import Candidate, RoutingRequest
 from pointsman.custom_router.scores import Scores
 from pointsman.custom_router.stalls import Stalls
 from pointsman.custom_router.verdicts import sink
@@ -23,6 +25,7 @@ from pointsman.resilience_settings import BreakerSettings, ScoreSettings
 
 NAMES = "abc"
 GROUP = [Candidate(name, f"x/{name}", (name,), None, None, f"up-{name}") for name in NAMES]
+REQUEST = RoutingRequest("auto", "hello", tuple(GROUP), "r", None, None, None, None, (0, 0), frozenset())
 
 
 class Stand:
@@ -80,6 +83,41 @@ def test_enough_that_wait_for_too_long_open_it(stand: Stand) -> None:
     assert state.cause == "stalled"
     assert stand.breakers.states()["up-b"] == "closed"
     assert [fact["cause"] for fact in stand.breakers.news()] == ["stalled"], "and the other workers are told"
+
+
+def test_before_it_opens_others_are_asked_first(stand: Stand) -> None:
+    def asked_first() -> set[str]:
+        ids = {dropped.deployment_id: dropped.reason for dropped in suspected(REQUEST, Ticket(), GROUP)}
+        assert set(ids.values()) <= {"breaker_suspected"}
+        return set(NAMES) - set(ids)
+
+    suspected = SuspectedFilter(stand.breakers)
+    waiting = [stand.begin() for _ in range(3)]
+    assert (stand.after(0.9), asked_first()) == ("closed", {"a", "b", "c"})
+    assert (stand.after(0.2), asked_first()) == ("closed", {"b", "c"})
+    alone = dataclasses.replace(REQUEST, candidates=tuple(GROUP[:1]))
+    assert not suspected(alone, Ticket(), GROUP[:1]), "there is nobody else"
+    assert not suspected(REQUEST, Ticket(failed={"b", "c"}), GROUP[:1]), "the others may not be tried"
+    stand.tell(waiting[0])
+    assert (stand.after(0.2), asked_first()) == ("closed", {"a", "b", "c"}), "it does answer"
+    for _ in range(2):
+        stand.begin()
+    assert (stand.after(4.9), asked_first()) == ("closed", {"a", "b", "c"}), "two are too few"
+    stand.begin()
+    assert (stand.after(1.1), asked_first()) == ("closed", {"b", "c"})
+    assert (stand.after(4.0), asked_first()) == ("open", {"a", "b", "c"}), "the breaker's own word now"
+
+
+def test_nobody_is_suspected_of_whom_nothing_is_known_or_who_is_always_slow() -> None:
+    stand = Stand()
+    stand.know("b", seconds=2.0)
+    stand.now += 1
+    for name in "ab":
+        for _ in range(4):
+            stand.begin(name)
+    assert stand.after(9.0, "b") == "closed"
+    assert stand.breakers.suspected == set()
+    assert stand.after(6.0, "b") == "open", "five times what is usual"
 
 
 def test_two_are_too_few_and_a_third_that_has_just_begun_does_not_count(stand: Stand) -> None:

@@ -183,7 +183,7 @@ _ROWS = (
         "counter",
         "{candidate}",
         "Candidates that a decision left out because of their breaker, by model group and why (`breaker_open`, "
-        "`breaker_probing`, `breaker_held`).",
+        "`breaker_probing`, `breaker_held`, `breaker_suspected`).",
         ("group", "reason"),
     ),
     Metric(

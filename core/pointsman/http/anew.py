@@ -95,8 +95,8 @@ class Anew:
     async def _run(self, scope: Scope, receive: Receive, send: Send, ticket: Ticket) -> None:
         try:
             await self._app(scope, receive, send)
-        except Exception:
-            if not ticket.repeat:  # else it belongs to the answer that is dropped
+        except Exception:  # whatever it is: it belongs to the answer that is dropped
+            if not ticket.repeat:
                 raise
 
     async def _in(self, context: Context, scope: Scope, receive: Receive, send: Send, ticket: Ticket) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 from pointsman.custom_router.breaker import Breaker, Closed, HalfOpen, Held, Open, State
 from pointsman.resilience_settings import BreakerSettings
 
-__all__ = ["HELD", "OPEN", "PROBING", "details", "name_of", "shut"]
+__all__ = ["HELD", "OPEN", "PROBING", "SUSPECTED", "details", "name_of", "shut"]
 
 OPEN, PROBING, HELD = "breaker_open", "breaker_probing", "breaker_held"
 """Why a candidate is dropped: it rests, as many probes as may are under way, an administrator said so."""
+SUSPECTED = "breaker_suspected"
+"""Its breaker is closed, but attempts wait there for longer than is usual, and others do not."""
 
 
 def shut(state: State, rules: BreakerSettings, now: float) -> tuple[str, float] | None:

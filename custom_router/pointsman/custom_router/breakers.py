@@ -85,6 +85,8 @@ class Breakers:
         """Are given each transition; must neither block nor raise."""
         self.panicked = False
         """Whether at the last `admit` so few were left that nearly all are tried."""
+        self.suspected: Collection[str] = ()
+        """Upstreams that serve, and from which nothing has come for longer than is usual (`stalls` writes it)."""
         self._breakers: dict[str, Breaker] = {}
         self._upstreams: dict[str, str] = {}
         self._configured: dict[str, str] = {}
@@ -179,7 +181,7 @@ class Breakers:
 
     def _ejected(self, shut: Mapping[str, tuple[str, float]], size: int) -> tuple[dict[str, str], bool]:
         """Who is dropped of those that rest (id -> reason, until), and whether too few are left."""
-        allowed = math.floor(size * self._rules.max_ejection_percent / 100 + 1e-9)
+        allowed = self.may_rest(size)
         panic = (size - len(shut)) * 100 < self._rules.panic_percent * size
         held = {name for name, (reason, _) in shut.items() if reason == HELD}
         out = held if panic else set(shut)
@@ -187,6 +189,10 @@ class Breakers:
             out = set()  # somebody has to be tried
         longest = sorted(out, key=lambda name: (name in held, shut[name][1], name))
         return {name: shut[name][0] for name in longest[max(0, len(longest) - allowed) :]}, panic
+
+    def may_rest(self, size: int) -> int:
+        """How many of a group of so many may be left out at a time."""
+        return math.floor(size * self._rules.max_ejection_percent / 100 + 1e-9)
 
     def closed(self, deployment_id: str) -> bool:
         """Whether it serves, as far as is known."""
@@ -241,6 +247,12 @@ class Breakers:
     def upstream(self, deployment_id: str) -> str | None:
         """The upstream of a deployment that was a candidate."""
         return self._upstreams.get(deployment_id)
+
+    def suspects(self, remaining: Sequence[Deployment]) -> list[str]:
+        """Ids of those whose upstream is suspected."""
+        if not self.suspected or not self._rules.enabled:
+            return []
+        return [one.deployment_id for one in remaining if self._upstreams.get(one.deployment_id) in self.suspected]
 
     def serves_since(self, upstream: str) -> float | None:
         """Monotonic seconds (-inf: always); None: it does not serve."""

@@ -15,7 +15,7 @@ from pointsman.custom_router.affinity import STICKY, Affinity, Waiting
 from pointsman.custom_router.breakers import Breakers
 from pointsman.custom_router.conversation import Conversations, Turn, conversation_id
 from pointsman.custom_router.cost import AnswerLengths, Expected, expected_costs, switching_costs
-from pointsman.custom_router.filters import CONTINUED, FILTERS, BreakerFilter, Filter, apply_filters
+from pointsman.custom_router.filters import CONTINUED, FILTERS, BreakerFilter, Filter, SuspectedFilter, apply_filters
 from pointsman.custom_router.opinion import Opinion, encoded, refusal
 from pointsman.custom_router.override import LITELLM, Choice, choose
 from pointsman.custom_router.pick import match
@@ -86,7 +86,8 @@ class Decider:
         self._affinity = affinity
         self._breakers = breakers
         self._health = health
-        self._breaker: Sequence[Filter] = (BreakerFilter(breakers),) if breakers is not None else ()
+        filters = (BreakerFilter(breakers), SuspectedFilter(breakers)) if breakers is not None else ()
+        self._breaker: Sequence[Filter] = filters
         self._lengths = AnswerLengths()
         self._conversations = Conversations()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pointsman-score")

@@ -4,7 +4,8 @@ A breaker hears of an attempt when it ends. Here it is known which attempts at t
 provider is asked, over when its answer (a stream's first content) goes to the client, when the attempt fails, or with the
 request. When `consecutive_failures` of one upstream have waited for too long, and nothing came from it since the oldest of them
 began, its breaker is opened as `stalled`; of one that is half open a probe is enough. Whoever has waited for so long is begun
-anew elsewhere (`failover`).
+anew elsewhere (`failover`). Before that, when they have waited for longer than is usual, the upstream is suspected: others are
+asked first (`filters.suspected`), until anything comes from it.
 
 One event loop owns it; nothing here waits. As many attempts are known as requests are in flight. Each worker knows its own.
 """
@@ -12,7 +13,7 @@ One event loop owns it; nothing here waits. As many attempts are known as reques
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,10 +90,11 @@ class Stalls:
                 self._came(upstream)
 
     def look(self) -> None:
-        """Open the breakers of those that hang. As much work as there are attempts that wait for longer than `stall_after`."""
-        now, overdue = self._clock(), dict[str, list[tuple[str, _Waiting]]]()
+        """Open the breakers of those that hang, suspect those that may. Work: attempts that wait beyond `suspect_after`."""
+        now, overdue, suspected = self._clock(), dict[str, list[tuple[str, _Waiting]]](), set[str]()
+        least_wait = min(self._rules.stall_after, self._rules.suspect_after)
         for key, one in list(self._waiting.items()):
-            if now - one.at < self._rules.stall_after:
+            if now - one.at < least_wait:
                 break
             if one.left is not None and now - one.left > self._rules.window:
                 del self._waiting[key]
@@ -113,6 +115,17 @@ class Stalls:
                 for one in late.values():
                     if isinstance(one.ticket.trail, Trail):
                         one.ticket.trail.give_up()
+            elif self._overdue(upstream, [one for _, one in since], now) >= least:
+                suspected.add(upstream)
+        self._breakers.suspected = suspected
+
+    def _overdue(self, upstream: str, waiting: Sequence[_Waiting], now: float) -> int:
+        """How many wait for longer than is usual; where nothing is known, nobody does."""
+        known = self._known.usual(upstream) if self._known is not None else (None, None)
+        limits = [
+            max(self._rules.suspect_after, self._rules.stall_factor * (math.inf if one is None else one)) for one in known
+        ]
+        return sum(one.left is None and now - one.at >= limits[one.streamed] for one in waiting)
 
     def _patience(self, upstream: str) -> tuple[float, float]:
         """Seconds that a plain answer and a stream's first content may take."""

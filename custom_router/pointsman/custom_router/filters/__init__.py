@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pointsman.custom_router.breakers import HELD, OPEN, PROBING
+from pointsman.custom_router.breaker_view import HELD, OPEN, PROBING, SUSPECTED
 from pointsman.custom_router.filters.breaker import BreakerFilter
 from pointsman.custom_router.filters.continued import CONTINUED, continued
+from pointsman.custom_router.filters.suspected import SuspectedFilter
 from pointsman.custom_router.filters.tried import tried
 from pointsman.custom_router.request import Candidate, RoutingRequest
 from pointsman.decisions import Dropped
 from pointsman.decisions.ticket import Ticket
 
-__all__ = ["CONTINUED", "FILTERS", "NOT_TO_BE_TRIED", "BreakerFilter", "Filter", "apply_filters"]
+__all__ = ["CONTINUED", "FILTERS", "NOT_TO_BE_TRIED", "BreakerFilter", "Filter", "SuspectedFilter", "apply_filters"]
 
 Filter = Callable[[RoutingRequest, Ticket, Sequence[Candidate]], tuple[Dropped, ...]]
 """Request, ticket and remaining candidates in; what is dropped out."""
 
 FILTERS: Sequence[Filter] = (tried, continued)
-"""In this order; then, where there are breakers, a `BreakerFilter`."""
+"""In this order; then, where there are breakers, a `BreakerFilter` and a `SuspectedFilter`."""
 
-NOT_TO_BE_TRIED = frozenset({"tried", "excluded", OPEN, PROBING, HELD})
+NOT_TO_BE_TRIED = frozenset({"tried", "excluded", OPEN, PROBING, HELD, SUSPECTED})
 """Reasons for which LiteLLM's own choice is not to fall on a candidate either."""
 
 
