@@ -93,8 +93,8 @@ def test_one_that_hangs_is_noticed_though_nothing_times_out_and_comes_back(
         assert breaker(gateway, bad)["cause"] == "stalled"
         first = upstreams.requests(bad)[before:]
         assert len(first) >= 3
-        # The third one has to wait for so long; the machine runs other tests besides.
-        assert opened - began < AFTER + 6
+        # The third one has to wait for so long, or five times what is usual, which is a second where other tests run besides.
+        assert AFTER < opened - began < 25
         served = [ask(gateway, how, 5.0, body=body).status_code for _ in range(20)]  # the rest is 6 s
         assert served.count(200) >= 19, "but for a probe, which the gateway cannot tell from them"
         # But for the last of them, which may be a probe.
