@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pointsman.custom_router.failover.backoff import full_jitter
-from pointsman.custom_router.failover.budget import Budgets
+from pointsman.custom_router.failover.budget import Budgets, RetryBudget
 from pointsman.custom_router.failover.stop import Limit, StopError
 from pointsman.custom_router.failover.trail import Trail, deadline_of, trail_of
 from pointsman.custom_router.failover.watch import StalledError, watch
@@ -71,7 +71,8 @@ class Again:
     ) -> None:
         self.rules = rules
         self._clock, self._chance, self._closed, self._told, self._sleep = clock, chance, closed, told, sleep
-        self._budgets = Budgets(rules, clock)
+        shares = rules.budget_share, rules.budget_floor, rules.budget_window
+        self._budgets = Budgets(lambda: RetryBudget(*shares), clock)
 
     def begin(self, ticket: Ticket, data: dict[str, Any], call: str) -> None:
         """A request begins, or begins anew: until when it must be answered."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pointsman.resilience_settings import FailoverSettings
-
 __all__ = ["Budgets", "RetryBudget"]
 
 SLOTS = 10
@@ -56,10 +54,15 @@ class RetryBudget:
 
 
 class Budgets:
-    """A budget for each group."""
+    """A budget for each group.
 
-    def __init__(self, rules: FailoverSettings, clock: Callable[[], float]) -> None:
-        self._rules, self._clock = rules, clock
+    Args:
+        make: a new one.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, make: Callable[[], RetryBudget], clock: Callable[[], float]) -> None:
+        self._make, self._clock = make, clock
         self._budgets: dict[str, RetryBudget] = {}
 
     def request(self, group: str) -> None:
@@ -75,6 +78,5 @@ class Budgets:
         if budget is None:
             if len(self._budgets) >= MAX_GROUPS:
                 self._budgets.pop(next(iter(self._budgets)))  # groups may be made up by callers (wildcards)
-            rules = self._rules
-            budget = self._budgets[group] = RetryBudget(rules.budget_share, rules.budget_floor, rules.budget_window)
+            budget = self._budgets[group] = self._make()
         return budget

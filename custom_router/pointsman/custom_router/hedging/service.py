@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pointsman.custom_router.cascades import replay
 from pointsman.custom_router.cascades.calls import gone
-from pointsman.custom_router.failover.budget import RetryBudget
+from pointsman.custom_router.failover.budget import Budgets, RetryBudget
 from pointsman.custom_router.failover.trail import Trail, trail_of
 from pointsman.custom_router.hedging.calls import Answer, Question, asked, cost_of, fits
 from pointsman.custom_router.hedging.race import Call, Race, race
@@ -25,7 +25,6 @@ __all__ = ["Hedge", "HedgeFailedError", "Hedging", "Try"]
 
 SAMPLES = 20
 """Answers of an upstream that must be known before its `p95` is one."""
-MAX_GROUPS = 1_000
 
 
 @dataclass(slots=True)
@@ -97,7 +96,8 @@ class Hedging:
         self._rules, self._default = settings.hedging, Priority[settings.queue.default.upper()]
         self._classes = {Priority[name.upper()] for name in settings.hedging.classes}
         self._scores, self._closed, self._records, self._told, self._clock = scores, closed, records, told, clock
-        self._budgets: dict[str, RetryBudget] = {}
+        shares = settings.hedging.share, settings.hedging.floor, settings.hedging.window
+        self._budgets = Budgets(lambda: RetryBudget(*shares), clock)
 
     def begin(self, ticket: Ticket, caller: Any, *, admin: bool) -> None:
         """A request begins: its class. Raises as `read_priority` does, for a header that may not be."""
@@ -118,7 +118,7 @@ class Hedging:
             raise gone()
         if ticket.retries != (0, 0) or (rules.groups is not None and asking.group not in rules.groups):
             return None
-        self._budget(asking.group).request(self._clock())
+        self._budgets.request(asking.group)
         if hedge.priority not in self._classes or not fits(asking.kwargs, asking.metadata):
             return None
         ids = [one for one in asking.decision.order or asking.ids if one in asking.deployments]
@@ -139,7 +139,7 @@ class Hedging:
             left = [one for one in others if one != slow and self._closed(one)]
             if slow is None or not left:
                 return None
-            if not self._budget(asking.group).take(self._clock()):
+            if not self._budgets.take(asking.group):
                 self._told(asking.group, "refused")
                 return None
             return call(tuple(left[:1] if asking.decision.order else left))
@@ -189,12 +189,3 @@ class Hedging:
         late = [score.latency[1] for name in names if (score := self._scores.score(name)).latency is not None]
         known = [one.value / 1000 for one in late if one.weight >= SAMPLES]
         return max(self._rules.least_delay, *known) if known else None
-
-    def _budget(self, group: str) -> RetryBudget:
-        budget = self._budgets.get(group)
-        if budget is None:
-            if len(self._budgets) >= MAX_GROUPS:
-                self._budgets.pop(next(iter(self._budgets)))  # groups may be made up by callers (wildcards)
-            rules = self._rules
-            budget = self._budgets[group] = RetryBudget(rules.share, rules.floor, rules.window)
-        return budget
