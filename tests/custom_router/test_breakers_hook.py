@@ -12,11 +12,10 @@ import litellm
 import pytest
 from litellm.proxy import proxy_server
 
-from pointsman.custom_router.hook import RouterHook
 from pointsman.custom_router.verdicts import retry_after_of
 from pointsman.decisions import Attempt
 from pointsman.decisions.ticket import CURRENT, Ticket
-from pointsman.settings import PointsmanSettings
+from support.hooked import bound, listens
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 SAME = {"good": 0.9, "other": 0.5}
@@ -27,26 +26,14 @@ class Stand:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, strategy: bool = True) -> None:
         self.records: list[Any] = []
-        self.hook, self.now = RouterHook(), 100.0
+        self.now = 100.0
         scorer = SimpleNamespace(version="1", models=("good", "other"), scale="quality", score_timed=lambda *_: (SAME, 0, 0))
-        settings = PointsmanSettings.load({"routing": {"default": "s" if strategy else None, "deadline_ms": 5000}})
-        self.hook.bind(
-            SimpleNamespace(  # type: ignore[arg-type]
-                settings=settings,
-                strategies=SimpleNamespace(get=lambda name: scorer if name == "s" else None),
-                aliases={},
-                sinks=(self.records.append,),
-                spans=None,
-                turns=None,
-                scores=None,
-            )
-        )
+        settings = {"routing": {"default": "s" if strategy else None, "deadline_ms": 5000}}
+        self.hook = bound(settings, self.records.append, strategy=scorer)
         assert self.hook.breakers is not None
         self.breakers = self.hook.breakers
         monkeypatch.setattr(self.breakers, "_clock", lambda: self.now)
-        monkeypatch.setattr(litellm, "callbacks", [self.hook])
-        for name in ("success_callback", "failure_callback", "_async_success_callback", "_async_failure_callback"):
-            monkeypatch.setattr(litellm, name, [])  # LiteLLM keeps the first of a class, another test's hook
+        listens(monkeypatch, self.hook)
         self.router = litellm.Router(
             model_list=[
                 {

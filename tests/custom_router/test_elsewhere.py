@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import litellm
@@ -12,10 +11,9 @@ from fastapi import HTTPException
 from litellm.proxy import proxy_server
 
 from pointsman.custom_router.elsewhere import RestingError
-from pointsman.custom_router.hook import RouterHook
 from pointsman.decisions import Attempt, Decision
 from pointsman.decisions.ticket import CURRENT, Ticket
-from pointsman.settings import PointsmanSettings
+from support.hooked import bound, listens
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 DEAD = "litellm.InternalServerError"
@@ -26,25 +24,11 @@ class Stand:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *models: tuple[str, str, str, dict[str, Any]], **router: Any) -> None:
         self.records: list[Any] = []
-        self.hook, self.now = RouterHook(), 100.0
-        settings = PointsmanSettings.load({})
-        self.hook.bind(
-            SimpleNamespace(  # type: ignore[arg-type]
-                settings=settings,
-                strategies=SimpleNamespace(get=lambda _: None),
-                aliases={},
-                sinks=(self.records.append,),
-                spans=None,
-                turns=None,
-                scores=None,
-            )
-        )
+        self.hook, self.now = bound({}, self.records.append), 100.0
         assert self.hook.breakers is not None
         self.breakers = self.hook.breakers
         monkeypatch.setattr(self.breakers, "_clock", lambda: self.now)
-        monkeypatch.setattr(litellm, "callbacks", [self.hook])
-        for name in ("success_callback", "failure_callback", "_async_success_callback", "_async_failure_callback"):
-            monkeypatch.setattr(litellm, name, [])
+        listens(monkeypatch, self.hook)
         self.router = litellm.Router(
             model_list=[
                 {

@@ -10,10 +10,9 @@ import pytest
 from litellm.proxy import proxy_server
 
 from pointsman.custom_router.failover.stop import StopError
-from pointsman.custom_router.hook import RouterHook
 from pointsman.decisions import Attempt
 from pointsman.decisions.ticket import CURRENT, Ticket
-from pointsman.settings import PointsmanSettings
+from support.hooked import bound, listens
 
 SCORES = {"third": 0.1, "first": 0.9, "second": 0.5}
 
@@ -23,24 +22,13 @@ class Stand:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, dead: set[str], **failover: Any) -> None:
         self.records: list[Any] = []
-        self.hook, self.ticket = RouterHook(), Ticket()
+        self.ticket = Ticket()
         scorer = SimpleNamespace(
             version="1", models=tuple(SCORES), scale="quality", score_timed=lambda *_: (dict(SCORES), 0, 0)
         )
         settings = {"routing": {"default": "s", "deadline_ms": 5000}, "resilience": {"failover": failover}}
-        runtime = SimpleNamespace(
-            settings=PointsmanSettings.load(settings),
-            strategies=SimpleNamespace(get=lambda name: scorer if name == "s" else None),
-            aliases={},
-            sinks=(self.records.append,),
-            spans=None,
-            turns=None,
-            scores=None,
-        )
-        self.hook.bind(runtime)  # type: ignore[arg-type]
-        monkeypatch.setattr(litellm, "callbacks", [self.hook])
-        for name in ("success_callback", "failure_callback", "_async_success_callback", "_async_failure_callback"):
-            monkeypatch.setattr(litellm, name, [])  # LiteLLM keeps the first of a class, another test's hook
+        self.hook = bound(settings, self.records.append, strategy=scorer)
+        listens(monkeypatch, self.hook)
         self.router = litellm.Router(
             model_list=[
                 {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,13 +16,13 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Message
 
 from pointsman.callbacks.metrics import Metrics
-from pointsman.custom_router.hook import RouterHook
 from pointsman.custom_router.queue import Priority
 from pointsman.custom_router.turns import Turns
 from pointsman.http.admin import install_error_handler
 from pointsman.http.queue import queue_router
 from pointsman.http.tickets import Tickets
 from pointsman.settings import PointsmanSettings
+from support.hooked import bound
 
 PATH = "/v1/chat/completions"
 
@@ -36,13 +35,7 @@ class Stand:
         self.registry = CollectorRegistry()
         self.metrics = Metrics((), groups=("auto",), registry=self.registry)
         self.turns = Turns(settings.resilience.queue, self.metrics)
-        strategies = SimpleNamespace(get=lambda _: None)
-        self.hook = RouterHook()
-        self.hook.bind(
-            SimpleNamespace(  # type: ignore[arg-type]
-                settings=settings, strategies=strategies, aliases={}, sinks=(), spans=None, turns=self.turns, scores=None
-            )
-        )
+        self.hook = bound({"resilience": {"queue": {"enabled": True, **queue}}}, turns=self.turns)
         self.key: dict[str, Any] = {}
         self.go_on = asyncio.Event()
         self.began: list[str] = []
