@@ -371,6 +371,18 @@ async def test_one_whose_upstream_hangs_is_begun_anew_twice_and_knows_whom_it_as
     assert not watched.ticket.repeat
 
 
+async def test_for_a_client_that_has_left_nothing_is_begun_anew() -> None:
+    async def at_once() -> None: ...
+
+    for gone, repeats in ((at_once, False), (asyncio.Event().wait, True)):
+        watched = Watched()
+        watched.ticket.repeatable, watched.ticket.gone = True, gone
+        with pytest.RaisesGroup(StopError):
+            await given_up(watched)
+        assert watched.work.cancelled()
+        assert watched.ticket.repeat is repeats
+
+
 @pytest.mark.parametrize("why", ["not held whole", "a cascade", "off"])
 async def test_what_cannot_be_begun_anew_goes_on_waiting_until_its_deadline(why: str) -> None:
     watched = Watched(**{"x-pointsman-deadline-ms": "300"})

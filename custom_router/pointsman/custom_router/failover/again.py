@@ -18,7 +18,7 @@ from pointsman.custom_router.failover.backoff import full_jitter
 from pointsman.custom_router.failover.budget import Budgets, RetryBudget
 from pointsman.custom_router.failover.stop import Limit, StopError
 from pointsman.custom_router.failover.trail import Trail, deadline_of, trail_of
-from pointsman.custom_router.failover.watch import StalledError, watch
+from pointsman.custom_router.failover.watch import StalledError, left, watch
 from pointsman.custom_router.kwargs import EMBEDDING_CALLS, TEXT_CALLS
 from pointsman.decisions.ticket import Ticket
 from pointsman.resilience_settings import FailoverSettings
@@ -178,12 +178,12 @@ class Again:
             cut(ticket, stop)
             return stop
 
-        def given_up() -> StopError | None:
+        async def given_up() -> StopError | None:
             if not repeatable or ticket.cascade is not None:  # what a cascade has asked so far is paid for
                 return None
             stalled = StalledError("nothing came from it, and its breaker is open")
             lost(ticket, stalled)
-            ticket.repeat = True
+            ticket.repeat = not await left(ticket)  # else it ends here, and gives back what it has taken
             return StopError("stalled", stalled)
 
         await watch(trail, self._clock, late, given_up)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from pointsman.custom_router.failover.stop import StopError
 from pointsman.custom_router.failover.trail import Trail
 from pointsman.decisions.ticket import Ticket
 
-__all__ = ["GRACE", "StalledError", "runs", "watch"]
+__all__ = ["GRACE", "StalledError", "left", "runs", "watch"]
 
 GRACE = 0.25
 """Seconds after the deadline that are left to the time-out of the try, which ends then too and says more."""
@@ -37,8 +37,20 @@ def runs(ticket: Ticket | None) -> None:
         trail.routed.set()
 
 
+async def left(ticket: Ticket) -> bool:
+    """Whether the client has left, as far as the server knows now; the request's body has been read."""
+    if ticket.gone is None:
+        return False
+    try:
+        async with asyncio.timeout(0):
+            await ticket.gone()
+    except TimeoutError:
+        return False
+    return True
+
+
 async def watch(
-    trail: Trail, clock: Callable[[], float], late: Callable[[], StopError], lost: Callable[[], StopError | None]
+    trail: Trail, clock: Callable[[], float], late: Callable[[], StopError], lost: Callable[[], Awaitable[StopError | None]]
 ) -> None:
     """Return when the router's work is done.
 
@@ -52,24 +64,24 @@ async def watch(
         StopError: it has to end.
     """
 
-    def left(most: float) -> float | None:
+    def remains(most: float) -> float | None:
         seconds = min(most, trail.deadline + GRACE - clock())
         return None if seconds == math.inf else max(0.0, seconds)
 
     hopeless = asyncio.get_running_loop().create_future()
     trail.hopeless = hopeless
     try:
-        async with asyncio.timeout(left(ROUTED_WITHIN)):
+        async with asyncio.timeout(remains(ROUTED_WITHIN)):
             await trail.routed.wait()
     except TimeoutError:
         return
     router = trail.router
     if router is None:
         return
-    await asyncio.wait({router, hopeless}, timeout=left(math.inf), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({router, hopeless}, timeout=remains(math.inf), return_when=asyncio.FIRST_COMPLETED)
     if hopeless.done() and not router.done():
-        if (error := lost()) is not None:
+        if (error := await lost()) is not None:
             raise error
-        await asyncio.wait({router}, timeout=left(math.inf))
+        await asyncio.wait({router}, timeout=remains(math.inf))
     if not router.done():
         raise late()
