@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from support.gateway import Gateway
+from support.otlp import Receiver, attributes, receiver
 from support.processes import wait_for
 from support.topology import deployment
 from support.upstreams import Upstreams
@@ -27,8 +29,14 @@ ASK = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
+def collector() -> Iterator[Receiver]:
+    with receiver() as kept:
+        yield kept
+
+
+@pytest.fixture(scope="module")
 def gateway(
-    upstreams: Upstreams, new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+    upstreams: Upstreams, new_database: Callable[[], str], collector: Receiver, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:
     groups = {"plain": "abc", "stream": "abc", "headers": "abc", "drip": "a", "wait": "a", "slots": "ab", "kinds": "ab"}
     models = [
@@ -42,11 +50,11 @@ def gateway(
     config = {
         "model_list": models,
         "router_settings": {"num_retries": 2},
-        "litellm_settings": {"callbacks": ["prometheus"]},
+        "litellm_settings": {"callbacks": ["prometheus", "otel"]},
         "general_settings": {},
         "pointsman": {"resilience": {"breaker": {"stall_after": AFTER, "recovery": 6.0, "jitter": 0.0}}},
     }
-    instance = Gateway(config, tmp_path_factory.mktemp("stalls"), new_database(), workers=1).start()
+    instance = Gateway(config, tmp_path_factory.mktemp("stalls"), new_database(), workers=1, env=collector.env()).start()
     yield instance
     instance.stop()
 
@@ -125,9 +133,24 @@ def counted(gateway: Gateway, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if 'status="200"' in line or "status" not in line)
 
 
+def assert_one_trace(collector: Receiver, decision: str) -> None:
+    """A request that was begun anew: both attempts are in one trace with one root."""
+
+    def traced() -> list[Span]:
+        ends = [span for span in collector.spans() if attributes(span.attributes).get("pointsman.decision.id") == decision]
+        found = collector.spans(ends[0].trace_id.hex()) if ends else []
+        return found if len({span.span_id for span in found if span.name == "pointsman.attempt"}) == 2 else []
+
+    spans = wait_for(traced, 30, "its spans")
+    errors = [attributes(span.attributes).get("error.type") for span in spans if span.name == "pointsman.attempt"]
+    assert sorted(errors, key=str) == [None, "StalledError"]
+    known = {span.span_id for span in spans}
+    wait_for(lambda: len([one for one in traced() if one.parent_span_id not in known]) == 1, 30, "one of them has no parent")
+
+
 @pytest.mark.requirement("F-3", "P-19")
 def test_who_waits_for_one_that_hangs_is_begun_anew_and_gives_back_what_it_had_taken(
-    gateway: Gateway, upstreams: Upstreams
+    gateway: Gateway, upstreams: Upstreams, collector: Receiver
 ) -> None:
     key, at_once = gateway.new_key(max_parallel_requests=4), 4
     headers = {"authorization": f"Bearer {key}"}
@@ -148,6 +171,8 @@ def test_who_waits_for_one_that_hangs_is_begun_anew_and_gives_back_what_it_had_t
     assert [answer.status_code for answer in found] == [200] * at_once, "its places were given back at the deadline"
     assert {answer.headers["x-litellm-model-id"] for answer in found} == {"st-slots-b"}
     assert counted(gateway, "pointsman_requests_total") - before == at_once, "each is one request"
+    for answer in found:
+        assert_one_trace(collector, answer.headers["x-pointsman-decision-id"])
     again = all_at_once()
     assert [answer.status_code for answer in again] == [200] * at_once, "and where it was begun anew"
     good = sum(answer.status_code == 200 for answer in (*late, *found, *again))
