@@ -1,12 +1,14 @@
 # Everything that a person or a machine runs here. `make` alone explains itself.
 #   PYTHON=python3.12   the interpreter to build the environment with      VENV=DIR   where (default .venv)
 #   ARGS='...'          passed on to the command: make up ARGS='--port 4001', make test ARGS='-k knn -x'
+#   PROCESSES=2         how many processes share the tests of `make test`; 0: this one runs them all (for ARGS=--pdb)
 .SUFFIXES:
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
 
 VENV = .venv
 ARGS =
+PROCESSES = 2
 BIN = $(VENV)/bin
 STAMPS = $(VENV)/.stamps
 # `uv` must not answer a missing interpreter with a download that nobody asked for.
@@ -17,7 +19,7 @@ OTHER_PYTHONS = 3.12 3.13
 help: ## this list
 	@printf 'Pointsman. Targets:\n\n'
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '  %-18s %s\n' "$$name" "$$what"; done
-	@printf '\nVariables: PYTHON=interpreter, VENV=directory, ARGS=arguments for the command, SHARD=slow shard.\n'
+	@printf '\nVariables: PYTHON=interpreter, VENV=directory, ARGS=arguments for the command, SHARD=slow shard, PROCESSES=for the tests.\n'
 
 # ---- set-up: a stamp for each step, so that a second run does nothing ----
 
@@ -63,7 +65,7 @@ up: setup-gateway ## set up what is missing and run a gateway on 127.0.0.1:4000,
 
 .PHONY: test test-slow test-all-pythons
 test: setup ## set up what is missing and run the tests, all but the slow shards
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder --max-worker-restart=2 $(ARGS)
 
 test-slow: setup ## run one slow shard: make test-slow SHARD=name; without SHARD, list them
 	@if [ -z '$(SHARD)' ]; then \

@@ -8,6 +8,7 @@ with mock.patch.dict(os.environ, {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}):  # i
 
 pytest_plugins = [
     "support.requirements",
+    "support.parallel",
     "support.postgres",
     "support.upstreams",
     "support.s3",

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman.litellm_config import Detected, check, detect, load, render_init
+from support.ports import free_port
 
 Serve = Callable[..., int]
 
@@ -52,14 +53,8 @@ def serve() -> Iterator[Serve]:
         item.server_close()
 
 
-def closed_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def ports(**given: int) -> dict[str, int]:
-    return {"ollama": closed_port(), "llama.cpp": closed_port(), "vllm": closed_port()} | {
+    return {"ollama": free_port(), "llama.cpp": free_port(), "vllm": free_port()} | {
         name.replace("_cpp", ".cpp"): port for name, port in given.items()
     }
 

@@ -79,6 +79,7 @@ def test_every_setting_has_a_description() -> None:
     assert [name for model in found for name in _undocumented(model)] == []
 
 
+@pytest.mark.alone
 def test_the_supervisor_may_import_this_without_litellm() -> None:
     code = (
         "import sys, pointsman.litellm_config, pointsman.settings; sys.exit('litellm' in sys.modules or 'boto3' in sys.modules)"

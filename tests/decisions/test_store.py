@@ -157,6 +157,7 @@ def test_whatever_is_put_is_found_once(new_database: Make) -> None:
     check()
 
 
+@pytest.mark.alone
 async def test_the_bound_holds_and_counts(fresh_database: Make) -> None:
     store = DecisionStore("postgresql://u:p@127.0.0.1:1/d", DecisionSettings(queue_size=10, flush_interval=0.01))
     await store.start()

@@ -162,6 +162,7 @@ def counted(gateway: Gateway, strategy: str, fallback: str) -> float:
     return sum(s.value for s in samples if s.name == "pointsman_routing_decisions_total" and s.labels == wanted)
 
 
+@pytest.mark.alone
 def test_under_load_it_is_killed_and_stopped_and_no_request_is_lost(gateway: Gateway) -> None:
     over = threading.Event()
 

@@ -55,6 +55,7 @@ def test_make_alone_explains_every_target() -> None:
         assert re.search(rf"^  {target} +\S", result.stdout, re.MULTILINE), target
 
 
+@pytest.mark.alone
 def test_a_second_set_up_does_nothing_within_a_second(tmp_path: Path) -> None:
     """With every stamp in place, make must find nothing to do."""
     venv = tmp_path / "venv"
@@ -155,7 +156,8 @@ def test_without_a_shard_the_shards_are_listed(done: Path) -> None:
 
 
 def test_arguments_reach_the_command(done: Path) -> None:
-    assert "ran: -m pytest -k knn -x" in _make("test", f"VENV={done}", "ARGS=-k knn -x").stdout
+    assert re.search("^ran: -m pytest -n 2 .*-k knn -x$", _make("test", f"VENV={done}", "ARGS=-k knn -x").stdout, re.MULTILINE)
+    assert "ran: -m pytest -n 0 " in _make("test", f"VENV={done}", "PROCESSES=0").stdout
 
 
 def test_bench_startup_runs_the_module(done: Path) -> None:

@@ -641,6 +641,7 @@ async def test_an_instance_that_never_saw_the_desired_state_waits_for_it(tmp_pat
     assert (await one.reloader.reload()).version == "1"
 
 
+@pytest.mark.alone
 async def test_a_rollback_does_not_wait_for_a_download(s3_stand: Callable[[], Stand], s3: S3Server) -> None:
     one = s3_stand()
     for number in (1, 2):

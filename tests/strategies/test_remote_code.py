@@ -313,6 +313,7 @@ async def test_what_was_wrong_is_told_as_long_as_it_is(served: Served, tmp_path:
     assert await told() == "E4330", "what is published still cannot be loaded"
 
 
+@pytest.mark.alone
 async def test_a_source_that_hangs_does_not_hold_the_start_up(
     served: Served, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

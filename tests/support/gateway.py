@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sysconfig
 import time
@@ -25,6 +24,7 @@ import openai
 import pytest
 import yaml
 
+from support.ports import free_port
 from support.processes import MARK, kill_all, marked, wait_for
 
 if TYPE_CHECKING:
@@ -51,13 +51,6 @@ FOREIGN = (
 )
 KEEP = ("AWS_CA_BUNDLE",)
 BOOT_SECONDS = 120.0
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody has at this moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def clean_environment(**extra: str) -> dict[str, str]:

@@ -13,7 +13,6 @@ import base64
 import contextlib
 import gzip
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +20,8 @@ from typing import Any, Literal
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from support.ports import free_port
 
 __all__ = ["Fault", "Langfuse", "Project", "langfuse"]
 
@@ -113,9 +114,7 @@ class Langfuse:
         """What arrived at `/hook` and `/api/v1/runs/batch`."""
         self.requests = 0
         """How many requests ever arrived, whatever became of them."""
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = int(sock.getsockname()[1])
+        self.port = free_port()
         self.projects = {name: Project(self.host, name) for name in names}
         self._listen()
 

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,8 @@ from typing import Any, NamedTuple
 import boto3
 import pytest
 from botocore.config import Config
+
+from support.ports import free_port
 
 KEY, SECRET, REGION = "test-access-key", "test-secret-key", "us-east-1"
 _REQUEST = re.compile(rb"^([A-Z]+) (\S+) HTTP/1\.1\r\n")
@@ -176,9 +177,7 @@ class S3Server:
     """See the module."""
 
     def __init__(self, directory: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self._log = (directory / "moto.log").open("wb")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],

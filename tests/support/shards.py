@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from support.marks import scan
@@ -31,6 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"there is no shard {chosen!r}; there are: {', '.join(shards()) or 'none'}")
 
 
+def _names(path: Path, shard: str) -> bool:
+    """Whether a file may hold tests of that shard: it says the name, if only in a mark that `scan` does not see."""
+    return f'"{shard}"' in path.read_text(encoding="utf-8")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file that has nothing of the shard: to import all of them takes longer than many a shard's tests."""
+    chosen = config.getoption("--shard")
+    return True if chosen and collection_path.match("test_*.py") and not _names(collection_path, chosen) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     chosen = config.getoption("--shard")
@@ -40,6 +53,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = item.get_closest_marker("slow")
         wanted = marker is None if not chosen else marker is not None and chosen in marker.args
         (kept if wanted else left_out).append(item)
+        if marker is not None and not all(_names(item.path, shard) for shard in marker.args):
+            raise pytest.UsageError(f"{item.nodeid}: the shard's name must stand in the file itself; else --shard passes it by")
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
