@@ -67,6 +67,20 @@ TOUCHED: dict[str, str] = {
     # Metrics (core/callbacks/spend.py).
     "litellm.proxy.proxy_server:prisma_client": "where rows of the request log wait",
     "litellm.proxy.utils:PrismaClient.spend_log_transactions": "they, oldest first",
+    # The journal of spend (core/spend_journal).
+    "litellm:logging_callback_manager": "a callback behind the one that books",
+    "litellm:disable_end_user_cost_tracking": "who is charged",
+    "litellm.proxy.proxy_server:disable_spend_logs": "without rows there is no journal",
+    "litellm.proxy.proxy_server:litellm_proxy_budget_name": "booked again as LiteLLM books",
+    "litellm.proxy.proxy_server:proxy_logging_obj": "its writer of spend",
+    "litellm.proxy.proxy_server:spend_event_producer": "where another process books there is no journal",
+    "litellm.litellm_core_utils.core_helpers:get_litellm_metadata_from_kwargs": "whether somebody is charged",
+    "litellm.proxy.spend_tracking.spend_tracking_utils:get_logging_payload": "the row of a request whose row was taken out",
+    "litellm.proxy.proxy_server:scheduler": "tells when the job `update_spend_job` begins and ends",
+    "litellm.proxy.db.db_spend_update_writer:DBSpendUpdateWriter._batch_database_updates": "charges an entry once more",
+    "litellm.proxy.db.db_transaction_queue.redis_update_buffer:RedisUpdateBuffer": "whether counters wait in Redis",
+    "litellm.proxy.spend_tracking.spend_tracking_utils:get_request_model_access_groups": "which groups are charged too",
+    "litellm.proxy.utils:enqueue_spend_logs": "queues a row once more",
     # Spans (core/callbacks/span_export.py).
     "litellm.integrations.otel.model.config:is_otel_v2_enabled": "whether anybody asked for traces",
     "litellm.integrations.otel.plumbing.providers:register_exporter_factory": "its exporters, behind our sampler and scrubber",

@@ -38,6 +38,7 @@ __all__ = [
     "RoutingSettings",
     "S3Settings",
     "ShutdownSettings",
+    "SpendSettings",
     "StrategySettings",
     "default_data_dir",
     "environment",
@@ -238,6 +239,16 @@ class DecisionSettings(_Section):
     retention_days: int = Field(30, gt=0, le=3_650, description="Daily partitions older than this are dropped.")
 
 
+class SpendSettings(_Section):
+    """What LiteLLM was told to book and has not written yet."""
+
+    journal: bool = Field(
+        True,
+        description="Keep it in the data directory too, so that a worker that is killed loses nothing (needs a database).",
+    )
+    journal_mb: int = Field(64, ge=1, le=65_536, description="MiB of it that a worker keeps; what comes past that is not kept.")
+
+
 class PrivacySettings(_Section):
     """What may be remembered of a request."""
 
@@ -284,6 +295,7 @@ class PointsmanSettings(_Section):
     )
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings, description="How the gateway stops.")
     decisions: DecisionSettings = Field(default_factory=DecisionSettings, description="The store of decisions.")
+    spend: SpendSettings = Field(default_factory=SpendSettings, description="What requests cost, until it is written.")
     privacy: PrivacySettings = Field(default_factory=PrivacySettings, description="What may be remembered of a request.")
     config_reload: ConfigReloadSettings = Field(
         default_factory=ConfigReloadSettings, description="Taking up a changed YAML file while running."

@@ -117,6 +117,11 @@ class Supervisor:
         assert self._config is not None  # noqa: S101 - narrows the type; set first thing in `run`
         return self._config
 
+    @property
+    def _own(self) -> Path:
+        """Where this instance keeps its files: of `serve` there may be several with one data directory."""
+        return self.options.data_dir if self.options.embedded else self.options.data_dir / f"serve-{self.options.port}"
+
     async def run(self) -> None:
         """Start, serve, drain, stop."""
         self._load()
@@ -212,7 +217,7 @@ class Supervisor:
         self._session_secret = session_secret(environment, config.master_key)
         self._sharing = sharing = Sharing.of(lambda: pool.workers, config.settings.resilience, config.effective, self._env)
         sharing.attach(pool)
-        cache_dir = options.data_dir / ("bundles" if options.embedded else f"serve-{options.port}/bundles")
+        cache_dir = self._own / "bundles"
         if config.settings.strategies:
             _must_be_writable(cache_dir)
         callbacks = config.effective.get("callback_settings") or {}
@@ -338,6 +343,7 @@ class Supervisor:
         return {
             "settings": self.config.settings.model_dump_json(),
             "database_url": self._database_url,
+            "spend_journal": None if self._database_url is None else str(self._own / "spend-journal"),
             "python_path": list(self.config.python_path),
             "aliases": self._aliases,
             "started": self._started,

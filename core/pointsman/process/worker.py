@@ -30,6 +30,7 @@ from pointsman.process.models import ModelSync
 from pointsman.process.probing import probing
 from pointsman.runtime import Runtime
 from pointsman.settings import PointsmanSettings
+from pointsman.spend_journal.keeper import JournalKeeper
 
 __all__ = ["run_worker"]
 
@@ -86,6 +87,18 @@ def _logs(settings: PointsmanSettings, worker: int, told: Mapping[str, Any]) -> 
     return logs
 
 
+def _share(runtime: Runtime, models: list[dict[str, Any]]) -> None:
+    """Who is told facts by other workers, and tells them some."""
+    sources = (("breakers", router_hook.breakers), ("affinity", router_hook.affinity), ("scores", runtime.scores))
+    if (breakers := router_hook.breakers) is not None:
+        runtime.breakers = breakers
+        breakers.know(models)
+        breakers.listeners.append(runtime.breaker_changed)
+    for topic, source in sources:
+        if source is not None:
+            runtime.facts.add(topic, source)
+
+
 async def _run(
     worker: int, channel: Channel, settings: PointsmanSettings, welcome: Mapping[str, Any], listen_fd: int, logs: Logs
 ) -> int:
@@ -96,15 +109,7 @@ async def _run(
     await runtime.decisions.start()
     await asyncio.gather(runtime.install(welcome["remote"]), *(runtime.apply(snapshot) for snapshot in welcome["snapshots"]))
     router_hook.bind(runtime, bytes.fromhex(welcome["sessions"]))
-    sources = (("breakers", router_hook.breakers), ("affinity", router_hook.affinity), ("scores", runtime.scores))
-    if (breakers := router_hook.breakers) is not None:
-        runtime.breakers = breakers
-        breakers.know(welcome["models"])
-        breakers.listeners.append(runtime.breaker_changed)
-    for topic, source in sources:
-        if source is not None:
-            runtime.facts.add(topic, source)
-
+    _share(runtime, welcome["models"])
     install(
         settings.telemetry.traces,
         content=settings.privacy.capture_prompts,
@@ -118,8 +123,9 @@ async def _run(
     if (warm := welcome["warm"]) is not None:
         runtime.warmed(warm)
     runtime.in_flight = lambda: in_flight.count
+    journal = JournalKeeper(welcome["spend_journal"], settings.spend)
     config = uvicorn.Config(
-        RequestIds(in_flight),
+        journal.around(RequestIds(in_flight)),
         http="httptools",
         loop="none",
         lifespan="on",
@@ -132,6 +138,7 @@ async def _run(
 
     def started() -> None:
         router_hook.come_last()
+        journal.begin()
         logs.install()  # LiteLLM has read its configuration, which may have added handlers and changed levels
         attach(runtime.exports)
         runtime.tell(type="ready")
@@ -165,6 +172,7 @@ async def _run(
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        await journal.close()
         await runtime.close()
         if export is not None:
             await asyncio.to_thread(export.close, METRICS_SECONDS)
