@@ -135,6 +135,8 @@ class Stand:
         end = time.monotonic()
         await load.end()
         attempts = await self.upstreams.take(scenario.name)
+        if any(step.thing == "kill" for step in scenario.steps):  # what it has to write it can only write when it is back
+            await asyncio.to_thread(who.start_instance, 0)
         return Run(scenario, who.name, healthy, spans, end, load.answers, attempts, self.upstreams.sees_refused, used)
 
     async def _until_back(self, scenario: Scenario, rates: dict[str, float]) -> None:

@@ -16,7 +16,7 @@ import asyncio
 import os
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +156,7 @@ class Subject:
         books: its database.
         marks: of its instances' processes.
         logs: what its instances write.
+        starts: start one of its instances that was killed, and wait until it is ready.
     """
 
     name: str
@@ -165,6 +166,7 @@ class Subject:
     books: Books
     marks: list[str]
     logs: list[Path]
+    starts: list[Callable[[], object]]
 
     def processor_time(self) -> float:
         """Seconds that its processes have used so far: proc(5), `stat`."""
@@ -178,6 +180,10 @@ class Subject:
     def kill_instance(self, place: int) -> None:
         """SIGKILL every process of one instance, as when its container or machine is gone."""
         kill_all(self.marks[place])
+
+    def start_instance(self, place: int) -> None:
+        """Start one again that was killed, where it was: its data directory is what it left."""
+        self.starts[place]()
 
 
 def models(groups: Sequence[str], ports: dict[str, int]) -> dict[str, Any]:
@@ -261,13 +267,15 @@ async def subject(
             for gateway in ours:
                 await asyncio.to_thread(gateway.wait_ready)
             urls, marks, logs = [one.url for one in ours], [one.mark for one in ours], [one.log_path for one in ours]
+            starts: list[Callable[[], object]] = [one.start for one in ours]
         else:
             stocks = [StockLiteLLM(config, place, url, env, workers) for place in places]
             await asyncio.gather(*(asyncio.to_thread(stack.enter_context, one) for one in stocks))
             urls = [f"http://127.0.0.1:{one.port}" for one in stocks]
             marks, logs = [one.mark for one in stocks], [one.log_path for one in stocks]
+            starts = [one.start for one in stocks]
         keys, tokens = await asyncio.to_thread(_make_keys, urls[0], master)
-        yield Subject(name, urls, keys, tokens, Books(url), marks, logs)
+        yield Subject(name, urls, keys, tokens, Books(url), marks, logs, starts)
         await asyncio.to_thread(stack.close)
 
 

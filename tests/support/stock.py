@@ -63,6 +63,15 @@ class StockLiteLLM:
     def __enter__(self) -> StockLiteLLM:
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._engine.start(), self._loop).result(60)
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def start(self) -> None:
+        """Start its command line and wait until it is ready; by itself only where that was killed."""
         environment = clean_environment(**self._keys, **{MARK: self.mark})
         environment |= litellm_environment(load(self._config, environment), environment) | dict(self._engine.environment)
         environment |= self._schema_engine() | {"DATABASE_URL": self._url, "DISABLE_SCHEMA_UPDATE": "true"}
@@ -72,12 +81,7 @@ class StockLiteLLM:
             self._process = subprocess.Popen(
                 command, env=environment, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        try:
-            wait_for(self._ready, BOOT_SECONDS, f"stock LiteLLM is ready; see {self.log_path}", interval=0.2)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+        wait_for(self._ready, BOOT_SECONDS, f"stock LiteLLM is ready; see {self.log_path}", interval=0.2)
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
